@@ -1,0 +1,115 @@
+package devio
+
+import (
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxIovecs is the kernel's UIO_MAXIOV: more buffers than that take another system call.
+const maxIovecs = 1024
+
+// file is an open device or image: one descriptor, and how it must be read.
+type file struct {
+	name  string       // immutable
+	fd    int          // immutable
+	size  uint64       // immutable; bytes, at open
+	align int          // immutable: kept when O_DIRECT is dropped later, as callers have asked for it
+	log   *slog.Logger // immutable
+
+	direct   atomic.Bool // O_DIRECT is on
+	dropping sync.Mutex  // held while O_DIRECT is turned off
+
+	// preadv reads from fd at off into iov: a seam for tests.
+	preadv func(fd int, iov []unix.Iovec, off int64) (int, error)
+}
+
+// iovecs is the scratch space of one reader, reused from read to read.
+type iovecs []unix.Iovec
+
+// read carries out r and returns the number of bytes that it got from the start of the run, fewer
+// than asked for only at the end of the file or together with an error.
+func (f *file) read(r *Read, scratch *iovecs) (int, error) {
+	if err := r.Check(f.align); err != nil {
+		return 0, err
+	}
+	total := r.Size()
+	if uint64(r.Off) > math.MaxInt64-uint64(total) {
+		return 0, nil // beyond any file; the kernel would call it EINVAL
+	}
+	n := 0
+	for n < total {
+		got, err := f.readFrom(r, n, scratch)
+		if err != nil || got <= n {
+			return n, err
+		}
+		n = got
+	}
+	return n, nil
+}
+
+// readFrom does one system call, which goes on where n bytes have been read, and returns how many
+// have been read after it: no more than n at the end of the file. O_DIRECT cannot go on inside a
+// block, so there the block that n lies in is read again.
+func (f *file) readFrom(r *Read, n int, scratch *iovecs) (int, error) {
+	for {
+		direct := f.direct.Load()
+		at := n
+		if direct {
+			at = n &^ (f.align - 1)
+		}
+		scratch.set(r.Bufs, at)
+		got, err := f.preadv(f.fd, *scratch, int64(r.Off)+int64(at))
+		clear(*scratch) // buffers are not ours after the read
+		switch {
+		case err == nil:
+			return at + got, nil
+		case err == unix.EINTR:
+		case direct && refusesDirect(err):
+			// Known only now, or changed under us (a loop device can change its sector size).
+			if err := f.dropDirect(err); err != nil {
+				return n, err
+			}
+		default:
+			return n, err
+		}
+	}
+}
+
+// set fills v with what is left of bufs after skip bytes, as far as one system call takes it.
+func (v *iovecs) set(bufs [][]byte, skip int) {
+	*v = (*v)[:0]
+	for _, b := range bufs {
+		if skip >= len(b) {
+			skip -= len(b)
+			continue
+		}
+		b = b[skip:]
+		skip = 0
+		iov := unix.Iovec{Base: unsafe.SliceData(b)}
+		iov.SetLen(len(b))
+		*v = append(*v, iov)
+		if len(*v) == maxIovecs {
+			return
+		}
+	}
+}
+
+// preadv is the system call. unix.Preadv is not used because it allocates for more than 8 buffers.
+// The high half of the offset is ignored where a register holds all of it.
+func preadv(fd int, iov []unix.Iovec, off int64) (int, error) {
+	n, _, errno := unix.Syscall6(unix.SYS_PREADV, uintptr(fd),
+		uintptr(unsafe.Pointer(unsafe.SliceData(iov))), uintptr(len(iov)), uintptr(off), 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+func (f *file) close() error {
+	return unix.Close(f.fd)
+}
