@@ -1,0 +1,137 @@
+//go:build linux
+
+package golden
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
+	"github.com/btrexport/btrexport/test/e2e/kernelfs"
+)
+
+// Each recipe has its package and manifest in the repository, made with the options that the
+// recipe states now, and each package a recipe.
+func TestRepositoryMatchesSpecs(t *testing.T) {
+	var names []string
+	for _, s := range Specs() {
+		names = append(names, s.Name)
+		m, err := fsreadtest.ReadManifest("../../../../testdata/images", s.Name)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if !slices.Equal(m.Mkfs, s.Options.Args()) || m.Refuse != s.Refuse || m.MountOptions != s.Mount || m.Note != s.Note {
+			t.Errorf("%s: the manifest is older than the recipe: %q %q %q %q", s.Name, m.Mkfs, m.Refuse, m.MountOptions, m.Note)
+		}
+	}
+	slices.Sort(names)
+	if got := fsreadtest.Names(t); !slices.Equal(got, names) {
+		t.Errorf("images: got %q, want %q", got, names)
+	}
+}
+
+// What the images are for must be in them.
+func TestImagesHoldWhatTheyAreFor(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		level    int
+		profiles []string
+		devids   []uint64
+	}{
+		{"deep", 2, []string{"Data, single"}, []uint64{1}},
+		{"devid-gap", 0, []string{"Data, RAID0"}, []uint64{1, 3, 4}},
+		{"converted", 0, []string{"Data, RAID0", "Data, RAID1"}, []uint64{1, 2, 3}},
+		{"raid0-raid1c3", 0, []string{"Data, RAID0", "Metadata, RAID1C3"}, []uint64{1, 2, 3}},
+		{"raid10-5", 0, []string{"Data, RAID10", "Metadata, RAID10"}, []uint64{1, 2, 3, 4, 5}},
+		{"mixed", 0, []string{"Data+Metadata, single"}, []uint64{1}},
+	} {
+		m, err := fsreadtest.ReadManifest("../../../../testdata/images", c.name)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if m.FSTreeLevel < c.level {
+			t.Errorf("%s: fs tree of level %d, want at least %d", c.name, m.FSTreeLevel, c.level)
+		}
+		for _, p := range c.profiles {
+			if !slices.Contains(m.Profiles, p) {
+				t.Errorf("%s: profiles %q, want %q among them", c.name, m.Profiles, p)
+			}
+		}
+		var devids []uint64
+		for _, d := range m.Devices {
+			devids = append(devids, d.Devid)
+		}
+		if !slices.Equal(devids, c.devids) {
+			t.Errorf("%s: devids %d, want %d", c.name, devids, c.devids)
+		}
+	}
+}
+
+// The budget of the repository.
+func TestSizes(t *testing.T) {
+	for _, c := range []struct {
+		pattern string
+		most    int64
+	}{
+		{"../../../../testdata/images/*", 6 << 20},
+		{"../../../../cmd/btrexport/sample/sample.tar.zst", 128 << 10},
+	} {
+		files, err := filepath.Glob(c.pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %d files, error %v", c.pattern, len(files), err)
+		}
+		var sum int64
+		for _, path := range files {
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum += info.Size()
+		}
+		if sum > c.most {
+			t.Errorf("%s: %d bytes, want at most %d", c.pattern, sum, c.most)
+		}
+	}
+}
+
+// A built image verifies; the same image with a manifest that says otherwise does not.
+func TestBuildAndVerify(t *testing.T) {
+	if os.Getenv("BTREXPORT_E2E") != "1" {
+		t.Skip("makes filesystems on loop devices as root: set BTREXPORT_E2E=1")
+	}
+	if err := kernelfs.Usable(); err != nil {
+		t.Skip(err)
+	}
+	specs := Specs()
+	i := slices.IndexFunc(specs, func(s Spec) bool { return s.Name == "log" })
+	work, dir := t.TempDir(), t.TempDir()
+	if err := specs[i].Build(t.Context(), work, dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), "log", work, dir); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "log.json")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.Replace(string(text), `"size":20000`, `"size":20001`, 1)
+	if changed == string(text) {
+		t.Fatal("the replayed log shows no file of 20000 bytes")
+	}
+	if err := os.WriteFile(path, []byte(changed), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := Verify(t.Context(), "log", work, dir); err == nil {
+		t.Error("a manifest with a wrong size passed")
+	}
+	if left, err := os.ReadDir(work); err != nil || len(left) > 0 {
+		t.Errorf("left in the work directory: %v, error %v", left, err)
+	}
+}
