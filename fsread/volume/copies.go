@@ -1,0 +1,34 @@
+package volume
+
+import (
+	"fmt"
+
+	"github.com/btrexport/btrexport/devio"
+	"github.com/btrexport/btrexport/fsread/ondisk"
+)
+
+// Copy is one place where a logical address is stored.
+type Copy struct {
+	Mirror   Mirror
+	DevID    devio.DevID
+	Name     string // the device as the user named it; "missing" when it was not given
+	Missing  bool
+	Physical devio.Physical
+	Len      uint64 // bytes that go on from there in one piece, in logical order, on this device
+}
+
+// Copies gives every copy of the byte at a logical address, those on missing devices too. Errors:
+// ErrUnmapped; *ondisk.UnsupportedError for profiles that are not read.
+func (v *Volume) Copies(logical ondisk.Logical) ([]Copy, error) {
+	c := v.chunks.find(logical)
+	if err := mappable(c); err != nil {
+		return nil, fmt.Errorf("logical %d: %w", logical, err)
+	}
+	in := uint64(logical - c.start)
+	out := make([]Copy, 0, c.copies)
+	for m := Mirror(1); int(m) <= c.copies; m++ {
+		d, phys := c.locate(in, m)
+		out = append(out, Copy{Mirror: m, DevID: d.id, Name: d.name(), Missing: d.dev == nil, Physical: phys, Len: c.extent(in)})
+	}
+	return out, nil
+}

@@ -1,0 +1,157 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/btrexport/btrexport/devio"
+	"github.com/btrexport/btrexport/fsread/ondisk"
+)
+
+// Found is one device and the superblock that speaks for it.
+type Found struct {
+	Dev   Device
+	Super *ondisk.Superblock
+	// Copy is which superblock copy was taken: 0 is the primary at 64 KiB. A mirror does not know
+	// of a log that was written after the last commit.
+	Copy int
+	// Ruined lists what was wrong with copies that hold a btrfs superblock no more, or a broken one.
+	Ruined []error
+}
+
+// Set is the devices of one filesystem, as far as they were given.
+type Set struct {
+	Devices []Found
+	// Super is the filesystem's: of the highest generation among the devices.
+	Super *ondisk.Superblock
+	// Copy is which copy of its device Super was.
+	Copy int
+	// Ignored names devices that were left out, with the reason.
+	Ignored []string
+}
+
+// Scan reads every superblock copy of every device and groups the devices into one filesystem.
+// Errors: ErrNoFilesystem for a device without one, ErrDevices for devices of two filesystems or
+// one device given twice, *ondisk.UnsupportedError for a filesystem that is refused by name.
+func Scan(ctx context.Context, pool *devio.Pool, devs []Device) (*Set, error) {
+	if len(devs) == 0 {
+		return nil, fmt.Errorf("%w: no device given (add -d DEVICE)", ErrDevices)
+	}
+	s := &Set{}
+	for _, d := range devs {
+		f, err := scanDevice(ctx, pool, d)
+		if err != nil {
+			return nil, err
+		}
+		if f.Super.Dev.DevID == 0 {
+			s.Ignored = append(s.Ignored, fmt.Sprintf("%s: target of an unfinished replace (devid 0)", d.Name()))
+			continue
+		}
+		s.Devices = append(s.Devices, f)
+	}
+	if len(s.Devices) == 0 {
+		return nil, fmt.Errorf("%w: %s", ErrDevices, strings.Join(s.Ignored, "; "))
+	}
+	if err := s.group(); err != nil {
+		return nil, err
+	}
+	return s, s.Super.Gate()
+}
+
+// scanDevice reads the superblock copies of one device. Among the good ones of the primary's
+// filesystem the highest generation wins, and the primary where they are equal: an fsync writes its
+// log's address to the primary alone.
+func scanDevice(ctx context.Context, pool *devio.Pool, d Device) (Found, error) {
+	f := Found{Dev: d, Copy: -1}
+	var firstErr error
+	for i, at := range ondisk.SuperblockOffsets() {
+		if at+ondisk.SuperblockSize > d.Size() {
+			break
+		}
+		sb, err := readSuper(ctx, pool, d, at)
+		if ctx.Err() != nil {
+			return f, context.Cause(ctx)
+		}
+		if err != nil {
+			f.Ruined = append(f.Ruined, fmt.Errorf("superblock @%d: %w", at, err))
+			if firstErr == nil || errors.Is(firstErr, ondisk.ErrNoMagic) {
+				firstErr = err
+			}
+			continue
+		}
+		if f.Super == nil || (sb.FSID == f.Super.FSID && sb.Generation > f.Super.Generation) {
+			f.Super, f.Copy = sb, i
+		}
+	}
+	switch {
+	case f.Super != nil:
+		return f, nil
+	case firstErr == nil:
+		return f, fmt.Errorf("open %s: %w: %d bytes are too few (is it the right file?)", d.Name(), ErrNoFilesystem, d.Size())
+	case errors.Is(firstErr, ondisk.ErrNoMagic):
+		return f, fmt.Errorf("open %s: %w at 64 KiB, 64 MiB or 256 GiB (is it the right device? a partitioned disk has its filesystems on partitions)", d.Name(), ErrNoFilesystem)
+	}
+	return f, fmt.Errorf("open %s: no usable superblock: %w", d.Name(), firstErr)
+}
+
+func readSuper(ctx context.Context, pool *devio.Pool, d Device, at uint64) (*ondisk.Superblock, error) {
+	buf, err := readDevice(ctx, pool, d, devio.Physical(at), ondisk.SuperblockSize)
+	if err != nil {
+		return nil, err
+	}
+	return ondisk.DecodeSuperblock(buf, at)
+}
+
+// group checks that the devices belong together and picks the superblock of the filesystem.
+func (s *Set) group() error {
+	first := s.Devices[0]
+	for i, f := range s.Devices {
+		if f.Super.FSID != first.Super.FSID {
+			return fmt.Errorf("%w: %s and %s belong to different filesystems: %s and %s (name one filesystem's devices; for several use a configuration file)",
+				ErrDevices, first.Dev.Name(), f.Dev.Name(), first.Super.FSID, f.Super.FSID)
+		}
+		for _, g := range s.Devices[:i] {
+			if g.Super.Dev.DevID == f.Super.Dev.DevID {
+				return fmt.Errorf("%w: %s and %s are the same device or copies of it: devid %d uuid %s (give it once)",
+					ErrDevices, g.Dev.Name(), f.Dev.Name(), f.Super.Dev.DevID, f.Super.Dev.UUID)
+			}
+		}
+		if s.Super == nil || f.Super.Generation > s.Super.Generation {
+			s.Super, s.Copy = f.Super, f.Copy
+		}
+	}
+	return nil
+}
+
+// waiter turns one completion into something to wait for.
+type waiter struct {
+	read devio.Read
+	buf  *devio.Buffer
+	done chan struct{}
+}
+
+func (w *waiter) ReadDone(*devio.Read) { close(w.done) }
+
+// readDevice reads n bytes outside of any chunk: the superblocks. A context that ends stops the
+// waiting; the buffer goes back to the pool when the device is done with it.
+func readDevice(ctx context.Context, pool *devio.Pool, d Device, off devio.Physical, n int) ([]byte, error) {
+	w := &waiter{buf: pool.Get(n), done: make(chan struct{})}
+	w.read = devio.Read{Off: off, Bufs: [][]byte{w.buf.B}, Done: w}
+	d.Submit([]*devio.Read{&w.read})
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+		go func() {
+			<-w.done
+			w.buf.Release()
+		}()
+		return nil, context.Cause(ctx)
+	}
+	defer w.buf.Release()
+	if w.read.Err != nil {
+		return nil, w.read.Err
+	}
+	return append([]byte(nil), w.buf.B...), nil
+}
