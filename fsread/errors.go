@@ -1,0 +1,108 @@
+package fsread
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/btrexport/btrexport/fsread/csum"
+	"github.com/btrexport/btrexport/fsread/ondisk"
+	"github.com/btrexport/btrexport/fsread/volume"
+)
+
+var (
+	// ErrNotExist: no such name in the directory, or no such subvolume.
+	ErrNotExist = errors.New("no such file")
+	// ErrIsDir: a directory where a regular file is needed.
+	ErrIsDir = errors.New("is a directory")
+	// ErrNotDir: a path goes through something that is no directory.
+	ErrNotDir = errors.New("is not a directory")
+	// ErrNotRegular: a device node, socket or fifo where a regular file is needed.
+	ErrNotRegular = errors.New("is not a regular file")
+	// ErrLinkLeaves: a symbolic link points out of the filesystem.
+	ErrLinkLeaves = errors.New("symbolic link leaves the filesystem")
+	// ErrLinkLoop: more symbolic links on the way than the kernel follows.
+	ErrLinkLoop = errors.New("too many symbolic links")
+	// ErrClosed: the FS was closed.
+	ErrClosed = errors.New("filesystem is closed")
+	// ErrUnverifiable: bytes without a checksum on a filesystem that changes while it is read.
+	ErrUnverifiable = errors.New("no checksum, and the mounted filesystem may overwrite it")
+)
+
+// PathError is a path that could not be resolved.
+type PathError struct {
+	Path string
+	// Detail says more than Err does: which component is missing, where a link points.
+	Detail string
+	// Near is a path that exists and is spelt alike; "" when there is none.
+	Near string
+	Err  error
+}
+
+func (e *PathError) Error() string {
+	s := e.Path + ": " + e.Err.Error()
+	if e.Detail != "" {
+		s += ": " + e.Detail
+	}
+	if e.Near != "" {
+		s += " (did you mean " + e.Near + "?)"
+	}
+	return s
+}
+
+func (e *PathError) Unwrap() error { return e.Err }
+
+// LostRange is a part of a file that no copy could serve.
+type LostRange struct {
+	Off, Len uint64 // in the file
+	Cause    volume.Lost
+}
+
+// LostError is a read that lost at least one range. The others were read and are good.
+type LostError struct {
+	Inode  uint64
+	Ranges []LostRange // by offset
+}
+
+func (e *LostError) Error() string {
+	var n uint64
+	for _, r := range e.Ranges {
+		n += r.Len
+	}
+	first := &e.Ranges[0]
+	s := fmt.Sprintf("inode %d offset %d length %d logical %d: %s", e.Inode, first.Off, first.Len, first.Cause.Logical, first.Cause.Error())
+	if len(e.Ranges) > 1 {
+		s += fmt.Sprintf(" (and %d more ranges, %d bytes lost in all)", len(e.Ranges)-1, n)
+	}
+	return s
+}
+
+// Unwrap gives the causes of every range.
+func (e *LostError) Unwrap() []error {
+	errs := make([]error, len(e.Ranges))
+	for i := range e.Ranges {
+		errs[i] = &e.Ranges[i].Cause
+	}
+	return errs
+}
+
+// ChecksumError is a block whose bytes are not those that its checksum was made of.
+type ChecksumError struct {
+	Type      csum.Type
+	Got, Want []byte
+}
+
+func (e *ChecksumError) Error() string {
+	return fmt.Sprintf("%s is %s, want %s", e.Type, hexLE(e.Got), hexLE(e.Want))
+}
+
+func (e *ChecksumError) Unwrap() error { return ondisk.ErrChecksum }
+
+// hexLE prints a checksum as the number that it is on the disk: little-endian.
+func hexLE(b []byte) string {
+	var s strings.Builder
+	for i := len(b) - 1; i >= 0; i-- {
+		fmt.Fprintf(&s, "%02x", b[i])
+	}
+	return s.String()
+}

@@ -1,0 +1,202 @@
+package fsread
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+
+	"github.com/btrexport/btrexport/devio"
+	"github.com/btrexport/btrexport/fsread/btree"
+	"github.com/btrexport/btrexport/fsread/ondisk"
+	"github.com/btrexport/btrexport/fsread/volume"
+)
+
+// Options for Open; the zero value is useful.
+type Options struct {
+	Degraded bool // open though devices are missing
+	// Changing says that the kernel has the filesystem mounted read-write: blocks of the generation
+	// that was opened may be overwritten, so bytes that no checksum vouches for are refused.
+	Changing bool
+	// CacheBytes bounds the cache of tree blocks; 0 means 64 MiB, and at least 4 MiB is taken.
+	CacheBytes int64
+	Pool       *devio.Pool                    // for every buffer; nil: one of its own
+	Stats      volume.Stats                   // nil: none
+	Device     func(devid uint64) devio.Stats // statistics of each device, asked once; nil: none
+	Log        *slog.Logger                   // nil: silent
+}
+
+const (
+	defaultCache = 64 << 20
+	minCache     = 4 << 20
+	ownPoolBytes = 16 << 20
+)
+
+// FS is one filesystem at one committed generation.
+type FS struct {
+	vol    *volume.Volume
+	super  *ondisk.Superblock
+	reader *btree.Reader
+	roots  btree.Tree // the tree of tree roots
+	csums  btree.Tree
+	pool   *devio.Pool
+	own    bool // pool is ours to close
+	opts   Options
+	copied int // which copy of the superblock was used
+	devs   []volume.Device
+
+	life   context.Context // ends with Close: for reads that must wait for tree blocks
+	end    context.CancelCauseFunc
+	plans  planners
+	submit sync.Pool // of *submission
+}
+
+// Open assembles a filesystem from its devices, in any order. On success the FS owns them. Errors:
+// volume.ErrNoFilesystem, volume.ErrDevices, *volume.MissingError, ondisk.ErrUnsupported for what is
+// refused by name, *btree.BlockError for a tree that no copy can serve.
+func Open(ctx context.Context, devs []volume.Device, o Options) (*FS, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	fs := &FS{opts: o, pool: o.Pool, devs: devs}
+	if fs.pool == nil {
+		fs.pool, fs.own = devio.NewPool(ownPoolBytes), true
+	}
+	err := fs.open(ctx, devs)
+	if err != nil {
+		if fs.own {
+			fs.pool.Close()
+		}
+		return nil, err
+	}
+	fs.life, fs.end = context.WithCancelCause(context.Background())
+	fs.plans.fs = fs
+	fs.submit.New = func() any { return &submission{} }
+	return fs, nil
+}
+
+func (fs *FS) open(ctx context.Context, devs []volume.Device) error {
+	set, err := volume.Scan(ctx, fs.pool, devs)
+	if err != nil {
+		if set != nil {
+			return fmt.Errorf("filesystem %s: %w", nameOf(set.Super), err)
+		}
+		return err
+	}
+	fs.super, fs.copied = set.Super, set.Copy
+	fs.report(set)
+	if err := fs.assemble(ctx, set); err != nil {
+		return fmt.Errorf("filesystem %s: %w", nameOf(set.Super), err)
+	}
+	return nil
+}
+
+// report logs what was odd about the superblocks.
+func (fs *FS) report(set *volume.Set) {
+	for _, why := range set.Ignored {
+		fs.opts.Log.Warn("device ignored", "why", why)
+	}
+	for _, f := range set.Devices {
+		if f.Copy > 0 {
+			fs.opts.Log.Warn("primary superblock is not usable, a mirror serves", "device", f.Dev.Name(), "err", errors.Join(f.Ruined...))
+		}
+		if f.Super.Generation < set.Super.Generation {
+			fs.opts.Log.Warn("device missed writes, its copies are asked last", "device", f.Dev.Name(),
+				"devid", uint64(f.Super.Dev.DevID), "generation", f.Super.Generation, "newest", set.Super.Generation)
+		}
+	}
+}
+
+// assemble reads the chunk tree through the chunks of the superblock, then the roots through all chunks.
+func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
+	if set.Super.LogRoot != 0 {
+		return &ondisk.UnsupportedError{Feature: "log tree: the filesystem was not unmounted cleanly (mount and unmount it once)"}
+	}
+	boot, err := set.Bootstrap(fs.pool, volume.Options{Degraded: fs.opts.Degraded, Stats: fs.opts.Stats})
+	if err != nil {
+		return err
+	}
+	for _, f := range set.Devices {
+		if fs.opts.Device != nil {
+			f.Dev.Observe(fs.opts.Device(uint64(f.Super.Dev.DevID)))
+		}
+	}
+	devices, chunks, err := fs.readChunkTree(ctx, boot)
+	if err != nil {
+		if missing := boot.Missing(); len(missing) > 0 {
+			return fmt.Errorf("%d of %d devices given, the chunk tree can't be read without %s (add -d for each): %w",
+				len(set.Devices), set.Super.NumDevices, strings.Join(missing, " and "), err)
+		}
+		return err
+	}
+	if fs.vol, err = boot.WithChunks(devices, chunks); err != nil {
+		return err
+	}
+	fs.reader = btree.NewReader(fs.vol, fs.cacheBytes())
+	fs.roots = fs.reader.Tree(ondisk.TreeRoot, btree.Pointer{Logical: set.Super.Root, Generation: set.Super.Generation, Level: set.Super.RootLevel})
+	return fs.openCsums(ctx)
+}
+
+func (fs *FS) cacheBytes() int64 {
+	if fs.opts.CacheBytes == 0 {
+		return defaultCache
+	}
+	return max(fs.opts.CacheBytes, minCache)
+}
+
+func (fs *FS) readChunkTree(ctx context.Context, boot *volume.Volume) (devices []ondisk.DevItem, chunks []ondisk.ChunkEntry, err error) {
+	sb := fs.super
+	t := btree.NewReader(boot, minCache).Tree(ondisk.TreeChunk,
+		btree.Pointer{Logical: sb.ChunkRoot, Generation: sb.ChunkRootGeneration, Level: sb.ChunkRootLevel})
+	err = t.All(ctx, ondisk.Key{}, func(k ondisk.Key, item []byte) (bool, error) {
+		switch k.Type {
+		case ondisk.TypeDevItem:
+			d, err := ondisk.DecodeDevItem(item)
+			devices = append(devices, d)
+			return true, err
+		case ondisk.TypeChunkItem:
+			c, err := ondisk.DecodeChunk(item, ondisk.Logical(k.Offset), sb.SectorSize)
+			chunks = append(chunks, ondisk.ChunkEntry{Logical: ondisk.Logical(k.Offset), Chunk: c})
+			return true, err
+		}
+		return true, nil
+	})
+	return devices, chunks, err
+}
+
+// openCsums finds the checksum tree. A filesystem that never held data has an empty one, never none.
+func (fs *FS) openCsums(ctx context.Context) error {
+	ri, err := fs.rootItem(ctx, ondisk.TreeCsum)
+	if err != nil {
+		return fmt.Errorf("checksum tree: %w", err)
+	}
+	fs.csums = fs.reader.Tree(ondisk.TreeCsum, btree.Pointer{Logical: ri.Bytenr, Generation: ri.Generation, Level: ri.Level})
+	return nil
+}
+
+// Close ends reads that wait for tree blocks, closes the devices, which completes every read, and
+// waits for both. Lent payloads stay valid until they are released.
+func (fs *FS) Close() error {
+	fs.end(ErrClosed)
+	var errs []error
+	for _, d := range fs.devs {
+		errs = append(errs, d.Close())
+	}
+	fs.plans.close()
+	if fs.own {
+		fs.pool.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// Pool is where the buffers of reads come from.
+func (fs *FS) Pool() *devio.Pool { return fs.pool }
+
+func nameOf(sb *ondisk.Superblock) string {
+	if sb.Label != "" {
+		return sb.Label
+	}
+	return sb.FSID.String()
+}

@@ -1,0 +1,197 @@
+package fsread
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/btrexport/btrexport/devio"
+	"github.com/btrexport/btrexport/fsread/btree"
+	"github.com/btrexport/btrexport/fsread/csum"
+	"github.com/btrexport/btrexport/fsread/volume"
+)
+
+// MaxRead is the longest Read, in bytes.
+const MaxRead = 32 << 20
+
+// Completer is told of the end of a Read.
+type Completer interface{ ReadDone(r *Read) }
+
+// Read is one read of a File: Len bytes at Off, inside the file. Submit lends it to the FS until
+// Done.ReadDone is called, exactly once, perhaps before Submit returns. Then Err and Payload hold, until
+// Release. A Read that is used again allocates nothing, as long as tree blocks are cached and nothing fails.
+type Read struct {
+	Off  uint64
+	Len  int // 1..MaxRead
+	Done Completer
+	Err  error // nil: all of Payload is good. *LostError: all but its ranges, which are zero. Else none of it
+
+	file   *File
+	buf    *devio.Buffer // whole sectors around the range, so that head and tail are checked whole
+	window uint64        // file offset of buf's first byte
+	pieces []*piece      // kept for the next use; the first used are this read's
+	used   int
+	sums   []byte // checksums of the sectors that the pieces read, csum.Type.Size() each
+	have   []bool // whether the checksum is there
+	walk   walker
+	sumCur btree.Cursor
+
+	pending atomic.Int32 // pieces under way, and one for whoever submits
+	mu      sync.Mutex
+	lost    []LostRange // guarded by mu while pieces are under way
+	next    *Read       // in the planners' queue
+}
+
+// piece is one plain extent, or a part of it: it verifies its own sectors.
+type piece struct {
+	volume.Request
+	read  *Read
+	at    int // of the read's buffer
+	first int // of its sectors' checksums in sums and have
+}
+
+// Payload is the bytes read, lent until Release.
+func (r *Read) Payload() []byte {
+	if r.buf == nil {
+		return nil
+	}
+	in := int(r.Off - r.window)
+	return r.buf.B[in : in+r.Len]
+}
+
+// Release gives the payload back. It must be called once for each Read that was done, failed or not.
+func (r *Read) Release() {
+	if r.buf != nil {
+		r.buf.Release()
+		r.buf = nil
+	}
+	r.file = nil
+}
+
+// start lends a buffer for the sectors around the range.
+func (r *Read) start(f *File) error {
+	r.file, r.Err, r.buf, r.lost = f, nil, nil, r.lost[:0]
+	if r.Len < 1 || r.Len > MaxRead || r.Off > f.size || uint64(r.Len) > f.size-r.Off {
+		return fmt.Errorf("inode %d: read of %d bytes at %d is not inside its %d bytes", f.ino, r.Len, r.Off, f.size)
+	}
+	ss := uint64(f.fs.super.SectorSize)
+	r.window = r.Off / ss * ss
+	r.buf = f.fs.pool.Get(int(roundUp(r.Off+uint64(r.Len), ss) - r.window))
+	return nil
+}
+
+// VerifyUnit holds one sector against its checksum.
+func (p *piece) VerifyUnit(i int, b []byte) error {
+	r := p.read
+	if !r.have[p.first+i] {
+		return volume.ErrNoChecksum
+	}
+	t := r.file.fs.super.CsumType
+	n := t.Size()
+	want := r.sums[(p.first+i)*n:][:n]
+	if t.Match(want, b) {
+		return nil
+	}
+	return checksumError(t, want, b)
+}
+
+func checksumError(t csum.Type, want, b []byte) error {
+	var got [32]byte
+	t.Sum(&got, b)
+	return &ChecksumError{Type: t, Got: slices.Clone(got[:t.Size()]), Want: slices.Clone(want)}
+}
+
+// RequestDone takes a piece's losses over. It runs on whoever completed the piece.
+func (p *piece) RequestDone(q *volume.Request) {
+	r := p.read
+	if len(q.Lost) > 0 {
+		r.mu.Lock()
+		for _, l := range q.Lost {
+			r.lost = append(r.lost, LostRange{Off: r.window + uint64(p.at+l.Off), Len: uint64(l.Len), Cause: l})
+		}
+		r.mu.Unlock()
+	}
+	r.release()
+}
+
+func (r *Read) release() {
+	if r.pending.Add(-1) > 0 {
+		return
+	}
+	if len(r.lost) > 0 {
+		r.Err = r.lostError()
+	}
+	r.Done.ReadDone(r)
+}
+
+// lostError keeps what was lost of the range asked for. A block of which only bytes outside of it were
+// asked is no loss of this read; there is none such, since every block of the window holds a byte of it.
+func (r *Read) lostError() error {
+	slices.SortFunc(r.lost, func(a, b LostRange) int { return cmp.Compare(a.Off, b.Off) })
+	ranges := slices.Clone(r.lost)
+	for i := range ranges {
+		l := &ranges[i]
+		from, to := max(l.Off, r.Off), min(l.Off+l.Len, r.Off+uint64(r.Len))
+		l.Off, l.Len = from, to-from
+	}
+	return &LostError{Inode: r.file.ino, Ranges: ranges}
+}
+
+// submission is what one Submit gathers for the volume; kept for the next.
+type submission struct{ reqs []*volume.Request }
+
+// Submit starts the reads of a batch, together. It waits for no disk, except perhaps for a lone small
+// read: what needs tree blocks that are not cached is planned elsewhere. The slice may be reused after.
+func (f *File) Submit(batch []*Read) {
+	s := f.fs.submit.Get().(*submission)
+	for _, r := range batch {
+		if err := r.start(f); err != nil {
+			r.fail(err)
+			continue
+		}
+		if err := r.plan(f.fs.life, true); err == btree.ErrNotCached {
+			f.fs.plans.add(r)
+		} else if err != nil {
+			r.fail(err)
+		} else {
+			s.add(r)
+		}
+	}
+	s.submit(f.fs.vol)
+	f.fs.submit.Put(s)
+}
+
+// add takes a planned read; one without pieces ends here.
+func (s *submission) add(r *Read) {
+	if r.used == 0 {
+		r.pending.Store(1)
+		r.release()
+		return
+	}
+	r.pending.Store(int32(r.used))
+	for _, p := range r.pieces[:r.used] {
+		s.reqs = append(s.reqs, &p.Request)
+	}
+}
+
+func (s *submission) submit(v *volume.Volume) {
+	if len(s.reqs) > 0 {
+		v.Submit(s.reqs)
+	}
+	clear(s.reqs)
+	s.reqs = s.reqs[:0]
+}
+
+// fail ends a read of which nothing is good.
+func (r *Read) fail(err error) {
+	r.Err = err
+	if r.buf != nil {
+		r.buf.Release()
+		r.buf = nil
+	}
+	r.Done.ReadDone(r)
+}
+
+var _ volume.Verifier = (*piece)(nil)
