@@ -1,0 +1,70 @@
+package metrics
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// commands are the values of the label command; a command is its index. What NBD defines beyond them, and
+// what it does not define, is "other": a client must not choose the number of series.
+var commands = [...]string{"read", "write", "disc", "flush", "trim", "cache", "write_zeroes", "block_status", "other"}
+
+const (
+	commandRead  = 0
+	commandOther = len(commands) - 1
+)
+
+// Export counts the requests for one export.
+type Export struct {
+	ok, failed [len(commands)]prometheus.Counter
+	time       [len(commands)]prometheus.Observer
+	readBytes  prometheus.Counter
+}
+
+// Export makes the series of an export. Handles of the same name share their series.
+func (r *Registry) Export(name string) *Export {
+	e := &Export{readBytes: r.readBytes.WithLabelValues(name)}
+	for i, command := range commands {
+		e.ok[i] = r.requests.WithLabelValues(name, command, "ok")
+		e.failed[i] = r.requests.WithLabelValues(name, command, "error")
+		e.time[i] = r.requestTime.WithLabelValues(name, command)
+	}
+	return e
+}
+
+// RequestDone counts one answered request: its command in the words of the label (read, write, disc, flush,
+// trim, cache, write_zeroes, block_status; every other word counts as other), whether the reply was a
+// success, the length of a read, and the time to its complete reply.
+func (e *Export) RequestDone(command string, ok bool, bytes int, took time.Duration) {
+	i := commandIndex(command)
+	if ok {
+		e.ok[i].Inc()
+	} else {
+		e.failed[i].Inc()
+	}
+	if ok && i == commandRead {
+		addCount(e.readBytes, bytes)
+	}
+	e.time[i].Observe(took.Seconds())
+}
+
+func commandIndex(command string) int {
+	for i, c := range commands {
+		if c == command {
+			return i
+		}
+	}
+	return commandOther
+}
+
+// Listener counts the connections of one listening address.
+type Listener struct{ open prometheus.Gauge }
+
+// Listener makes the series of an address, in the configuration's spelling.
+func (r *Registry) Listener(name string) *Listener {
+	return &Listener{open: r.connections.WithLabelValues(name)}
+}
+
+// Connections tells that delta connections more (or less, if negative) are open.
+func (l *Listener) Connections(delta int) { l.open.Add(float64(delta)) }

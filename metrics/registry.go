@@ -1,0 +1,136 @@
+package metrics
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// Build is what btrexport_build_info says of the program.
+type Build struct {
+	Version   string // of btrexport, for example 0.3.0
+	GoVersion string // of the compiler, as runtime.Version has it
+}
+
+// Registry holds every metric of the process.
+type Registry struct {
+	build Build // immutable
+	reg   *prometheus.Registry
+	ready atomic.Pointer[readiness] // nil: ready
+
+	deviceReads      *prometheus.CounterVec
+	deviceReadBytes  *prometheus.CounterVec
+	deviceReadErrors *prometheus.CounterVec
+	deviceReadTime   *prometheus.HistogramVec
+	deviceQueue      *prometheus.GaugeVec
+
+	checksumFailures *prometheus.CounterVec
+	readRetries      *prometheus.CounterVec
+	readsRepaired    *prometheus.CounterVec
+	readsLost        *prometheus.CounterVec
+
+	requests    *prometheus.CounterVec
+	requestTime *prometheus.HistogramVec
+	readBytes   *prometheus.CounterVec
+	connections *prometheus.GaugeVec
+}
+
+// New makes a Registry that is not ready yet, with the collectors of the process and of Go's runtime.
+func New(b Build) *Registry {
+	r := &Registry{
+		build: b,
+		reg:   prometheus.NewRegistry(),
+
+		deviceReads: counter("btrexport_device_reads_total",
+			"Reads sent to a device, failed ones included.", "filesystem", "devid"),
+		deviceReadBytes: counter("btrexport_device_read_bytes_total",
+			"Bytes that a device delivered.", "filesystem", "devid"),
+		deviceReadErrors: counter("btrexport_device_read_errors_total",
+			"Reads that a device failed or cut short.", "filesystem", "devid"),
+		deviceReadTime: histogram("btrexport_device_read_duration_seconds",
+			"Time from sending a read to a device to its completion, failed ones included.", "filesystem", "devid"),
+		deviceQueue: gauge("btrexport_device_queue_depth",
+			"Reads that a device has been sent and has not completed.", "filesystem", "devid"),
+
+		checksumFailures: counter("btrexport_checksum_failures_total",
+			"Blocks that a device delivered and that did not match their checksum.", "filesystem", "devid", "kind"),
+		readRetries: counter("btrexport_read_retries_total",
+			"Blocks that were asked of another copy because this device's failed.", "filesystem", "devid", "reason"),
+		readsRepaired: counter("btrexport_reads_repaired_total",
+			"Blocks that were served after a retry, from another copy or rebuilt from parity. Nothing is written to disk.", "filesystem", "source"),
+		readsLost: counter("btrexport_reads_lost_total",
+			"Blocks that no copy could serve.", "filesystem"),
+
+		requests: counter("btrexport_nbd_requests_total",
+			"Requests of clients, by the result that was sent.", "export", "command", "result"),
+		requestTime: histogram("btrexport_nbd_request_duration_seconds",
+			"Time from receiving a request to its complete reply.", "export", "command"),
+		readBytes: counter("btrexport_nbd_read_bytes_total",
+			"Bytes that successful reads of clients returned.", "export"),
+		connections: gauge("btrexport_nbd_connections",
+			"Connections that are open.", "listener"),
+	}
+	r.SetReady(false, "starting")
+	info := gauge("btrexport_build_info", "Always 1; the labels say which build runs.", "version", "goversion")
+	info.WithLabelValues(b.Version, b.GoVersion).Set(1)
+	r.reg.MustRegister(info,
+		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
+		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost,
+		r.requests, r.requestTime, r.readBytes, r.connections,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
+func counter(name, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+}
+
+func gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+}
+
+// histogram has buckets from a hit in the page cache (50 µs) to the first retry of a dying disk (1.6 s), and
+// one for what is given up on (10 s). The native histogram beside them travels in protobuf scrapes only.
+func histogram(name, help string, labels ...string) *prometheus.HistogramVec {
+	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:                            name,
+		Help:                            help,
+		Buckets:                         append(prometheus.ExponentialBuckets(50e-6, 2, 16), 10),
+		NativeHistogramBucketFactor:     1.1,
+		NativeHistogramMaxBucketNumber:  100,
+		NativeHistogramMinResetDuration: time.Hour,
+	}, labels)
+}
+
+// addCount adds n, if it is positive. A counter panics on a negative number, and a count that is wrong must
+// never end a server that reads right.
+func addCount(c prometheus.Counter, n int) {
+	if n > 0 {
+		c.Add(float64(n))
+	}
+}
+
+// RemoveFilesystem drops every series of a filesystem that is served no more. Handles that are still in use
+// count on unseen.
+func (r *Registry) RemoveFilesystem(name string) {
+	match := prometheus.Labels{"filesystem": name}
+	for _, v := range []interface {
+		DeletePartialMatch(prometheus.Labels) int
+	}{
+		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
+		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost,
+	} {
+		v.DeletePartialMatch(match)
+	}
+}
+
+// RemoveExport drops every series of an export that is served no more. Handles that are still in use count
+// on unseen.
+func (r *Registry) RemoveExport(name string) {
+	match := prometheus.Labels{"export": name}
+	r.requests.DeletePartialMatch(match)
+	r.requestTime.DeletePartialMatch(match)
+	r.readBytes.DeletePartialMatch(match)
+}

@@ -1,0 +1,404 @@
+package metrics
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+// promised is the table that users hold us to: name, type, labels.
+const promised = `
+| btrexport_device_reads_total | counter | filesystem, devid |
+| btrexport_device_read_bytes_total | counter | filesystem, devid |
+| btrexport_device_read_errors_total | counter | filesystem, devid |
+| btrexport_device_read_duration_seconds | histogram | filesystem, devid |
+| btrexport_device_queue_depth | gauge | filesystem, devid |
+| btrexport_checksum_failures_total | counter | filesystem, devid, kind |
+| btrexport_read_retries_total | counter | filesystem, devid, reason |
+| btrexport_reads_repaired_total | counter | filesystem, source |
+| btrexport_reads_lost_total | counter | filesystem |
+| btrexport_nbd_requests_total | counter | export, command, result |
+| btrexport_nbd_request_duration_seconds | histogram | export, command |
+| btrexport_nbd_read_bytes_total | counter | export |
+| btrexport_nbd_connections | gauge | listener |
+| btrexport_build_info | gauge | version, goversion |
+`
+
+// populated has one of each handle and nothing counted.
+func populated() *Registry {
+	r := New(Build{Version: "1.2.3", GoVersion: "go9"})
+	r.Filesystem("tank").Device(1)
+	r.Export("vm1")
+	r.Listener("unix:///s")
+	return r
+}
+
+// family is a metric as it is gathered.
+type family struct {
+	kind, help string
+	samples    []sample
+}
+
+type sample struct {
+	labels []string // NAME=VALUE, sorted by name
+	value  float64  // a histogram's is its count
+	bounds []float64
+	native bool
+	schema int32
+}
+
+func gather(t *testing.T, r *Registry) map[string]family {
+	t.Helper()
+	gathered, err := r.reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	families := make(map[string]family, len(gathered))
+	for _, g := range gathered {
+		f := family{kind: strings.ToLower(g.GetType().String()), help: g.GetHelp()}
+		for _, m := range g.Metric {
+			h := m.GetHistogram()
+			s := sample{
+				value:  m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(h.GetSampleCount()),
+				native: h != nil && h.Schema != nil, schema: h.GetSchema(),
+			}
+			for _, l := range m.Label {
+				s.labels = append(s.labels, l.GetName()+"="+l.GetValue())
+			}
+			for _, b := range h.GetBucket() {
+				s.bounds = append(s.bounds, b.GetUpperBound())
+			}
+			f.samples = append(f.samples, s)
+		}
+		families[g.GetName()] = f
+	}
+	return families
+}
+
+// series gives the value of every series of ours.
+func series(t *testing.T, r *Registry) map[string]float64 {
+	t.Helper()
+	all := make(map[string]float64)
+	for name, f := range gather(t, r) {
+		ours, ok := strings.CutPrefix(name, "btrexport_")
+		if !ok {
+			continue
+		}
+		for _, s := range f.samples {
+			all[ours+"{"+strings.Join(s.labels, ",")+"}"] = s.value
+		}
+	}
+	return all
+}
+
+func TestPromisedNamesTypesAndLabels(t *testing.T) {
+	families := gather(t, populated())
+	want := map[string]string{}
+	for line := range strings.SplitSeq(strings.TrimSpace(promised), "\n") {
+		cells := strings.Split(strings.Trim(line, "| "), " | ")
+		labels := strings.Split(cells[2], ", ")
+		slices.Sort(labels)
+		want[cells[0]] = cells[1] + " " + strings.Join(labels, ",")
+	}
+	got := map[string]string{}
+	for name, f := range families {
+		if !strings.HasPrefix(name, "btrexport_") {
+			continue
+		}
+		if len(f.help) < 10 {
+			t.Errorf("%s: help is %q", name, f.help)
+		}
+		for _, s := range f.samples {
+			var labels []string
+			for _, l := range s.labels {
+				label, _, _ := strings.Cut(l, "=")
+				labels = append(labels, label)
+			}
+			got[name] = f.kind + " " + strings.Join(labels, ",")
+		}
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-promised +served):\n%s", d)
+	}
+	for _, other := range []string{"go_goroutines", "process_start_time_seconds", "process_open_fds"} {
+		if _, served := families[other]; !served {
+			t.Errorf("%s is not served", other)
+		}
+	}
+}
+
+func TestLint(t *testing.T) {
+	problems, err := testutil.GatherAndLint(populated().reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+func TestPromtool(t *testing.T) {
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("promtool is not installed")
+	}
+	check := exec.Command(promtool, "check", "metrics")
+	check.Stdin = strings.NewReader(scrape(t, populated().Handler(), ""))
+	if out, err := check.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestSeriesAreBornAtZero lists every label combination of a fresh registry.
+func TestSeriesAreBornAtZero(t *testing.T) {
+	const dev = "devid=1,filesystem=tank"
+	want := map[string]float64{
+		"build_info{goversion=go9,version=1.2.3}":             1,
+		"device_reads_total{" + dev + "}":                     0,
+		"device_read_bytes_total{" + dev + "}":                0,
+		"device_read_errors_total{" + dev + "}":               0,
+		"device_read_duration_seconds{" + dev + "}":           0,
+		"device_queue_depth{" + dev + "}":                     0,
+		"checksum_failures_total{" + dev + ",kind=data}":      0,
+		"checksum_failures_total{" + dev + ",kind=metadata}":  0,
+		"read_retries_total{" + dev + ",reason=io}":           0,
+		"read_retries_total{" + dev + ",reason=checksum}":     0,
+		"reads_repaired_total{filesystem=tank,source=mirror}": 0,
+		"reads_repaired_total{filesystem=tank,source=parity}": 0,
+		"reads_lost_total{filesystem=tank}":                   0,
+		"nbd_read_bytes_total{export=vm1}":                    0,
+		"nbd_connections{listener=unix:///s}":                 0,
+	}
+	for _, command := range []string{"read", "write", "disc", "flush", "trim", "cache", "write_zeroes", "block_status", "other"} {
+		want["nbd_request_duration_seconds{command="+command+",export=vm1}"] = 0
+		for _, result := range []string{"ok", "error"} {
+			want["nbd_requests_total{command="+command+",export=vm1,result="+result+"}"] = 0
+		}
+	}
+	if d := cmp.Diff(want, series(t, populated())); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+// TestCounting calls each method once and looks for exactly what moved.
+func TestCounting(t *testing.T) {
+	boom := errors.New("boom")
+	for _, tc := range []struct {
+		name string
+		call func(*Filesystem, *Export, *Listener)
+		want map[string]float64
+	}{
+		{"read", func(f *Filesystem, _ *Export, _ *Listener) { f.Device(1).ReadDone(4096, time.Millisecond, nil) },
+			map[string]float64{"device_reads_total{D}": 1, "device_read_bytes_total{D}": 4096, "device_read_duration_seconds{D}": 1}},
+		{"read failed", func(f *Filesystem, _ *Export, _ *Listener) { f.Device(1).ReadDone(0, time.Millisecond, boom) },
+			map[string]float64{"device_reads_total{D}": 1, "device_read_errors_total{D}": 1, "device_read_duration_seconds{D}": 1}},
+		{"read with a negative count", func(f *Filesystem, _ *Export, _ *Listener) { f.Device(1).ReadDone(-1, 0, boom) },
+			map[string]float64{"device_reads_total{D}": 1, "device_read_errors_total{D}": 1, "device_read_duration_seconds{D}": 1}},
+		{"in flight", func(f *Filesystem, _ *Export, _ *Listener) { f.Device(1).InFlight(3); f.Device(1).InFlight(-1) },
+			map[string]float64{"device_queue_depth{D}": 2}},
+		{"data checksum", func(f *Filesystem, _ *Export, _ *Listener) { f.ChecksumFailed(1, false) },
+			map[string]float64{"checksum_failures_total{D,kind=data}": 1}},
+		{"metadata checksum", func(f *Filesystem, _ *Export, _ *Listener) { f.ChecksumFailed(1, true) },
+			map[string]float64{"checksum_failures_total{D,kind=metadata}": 1}},
+		{"retry after checksum", func(f *Filesystem, _ *Export, _ *Listener) { f.Retried(1, "checksum") },
+			map[string]float64{"read_retries_total{D,reason=checksum}": 1}},
+		{"retry after error", func(f *Filesystem, _ *Export, _ *Listener) { f.Retried(1, "io"); f.Retried(1, "else") },
+			map[string]float64{"read_retries_total{D,reason=io}": 2}},
+		{"repaired from a mirror", func(f *Filesystem, _ *Export, _ *Listener) { f.Repaired("mirror"); f.Repaired("else") },
+			map[string]float64{"reads_repaired_total{filesystem=tank,source=mirror}": 2}},
+		{"repaired from parity", func(f *Filesystem, _ *Export, _ *Listener) { f.Repaired("parity") },
+			map[string]float64{"reads_repaired_total{filesystem=tank,source=parity}": 1}},
+		{"lost", func(f *Filesystem, _ *Export, _ *Listener) { f.Lost(3); f.Lost(0); f.Lost(-1) },
+			map[string]float64{"reads_lost_total{filesystem=tank}": 3}},
+		{"request read", func(_ *Filesystem, e *Export, _ *Listener) { e.RequestDone("read", true, 512, time.Second) },
+			map[string]float64{"nbd_requests_total{command=read,E,result=ok}": 1, "nbd_request_duration_seconds{command=read,E}": 1, "nbd_read_bytes_total{E}": 512}},
+		{"request read failed", func(_ *Filesystem, e *Export, _ *Listener) { e.RequestDone("read", false, 512, time.Second) },
+			map[string]float64{"nbd_requests_total{command=read,E,result=error}": 1, "nbd_request_duration_seconds{command=read,E}": 1}},
+		{"request cache", func(_ *Filesystem, e *Export, _ *Listener) { e.RequestDone("cache", true, 512, time.Second) },
+			map[string]float64{"nbd_requests_total{command=cache,E,result=ok}": 1, "nbd_request_duration_seconds{command=cache,E}": 1}},
+		{"request unknown", func(_ *Filesystem, e *Export, _ *Listener) { e.RequestDone("77", false, 0, time.Second) },
+			map[string]float64{"nbd_requests_total{command=other,E,result=error}": 1, "nbd_request_duration_seconds{command=other,E}": 1}},
+		{"connections", func(_ *Filesystem, _ *Export, l *Listener) { l.Connections(2); l.Connections(-1) },
+			map[string]float64{"nbd_connections{listener=unix:///s}": 1}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := populated()
+			tc.call(r.Filesystem("tank"), r.Export("vm1"), r.Listener("unix:///s"))
+			want := series(t, populated())
+			for name, v := range tc.want {
+				name = strings.NewReplacer("{D", "{devid=1,filesystem=tank", "E", "export=vm1").Replace(name)
+				if _, known := want[name]; !known {
+					t.Fatalf("the case names %s, which is no series", name)
+				}
+				want[name] = v
+			}
+			if d := cmp.Diff(want, series(t, r)); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+func TestRemove(t *testing.T) {
+	r := populated()
+	before := series(t, r)
+	old := r.Export("vm2")
+	r.Filesystem("pool").Device(2)
+	r.RemoveExport("vm2")
+	r.RemoveFilesystem("pool")
+	old.RequestDone("read", true, 1, time.Second)
+	if d := cmp.Diff(before, series(t, r)); d != "" {
+		t.Errorf("after adding and removing others (-want +got):\n%s", d)
+	}
+	r.RemoveExport("vm1")
+	r.RemoveFilesystem("tank")
+	want := []string{"build_info{goversion=go9,version=1.2.3}", "nbd_connections{listener=unix:///s}"}
+	if got := slices.Sorted(maps.Keys(series(t, r))); !slices.Equal(got, want) {
+		t.Errorf("after removing all: %v, want %v", got, want)
+	}
+}
+
+func TestBuckets(t *testing.T) {
+	r := populated()
+	r.Filesystem("tank").Device(1).ReadDone(1, 3*time.Second, nil)
+	for _, name := range []string{"btrexport_device_read_duration_seconds", "btrexport_nbd_request_duration_seconds"} {
+		s := gather(t, r)[name].samples[0]
+		if bounds := s.bounds; len(bounds) != 17 || bounds[0] != 50e-6 || bounds[1] != 100e-6 || bounds[15] != 50e-6*(1<<15) || bounds[16] != 10 {
+			t.Errorf("%s: buckets %v", name, bounds)
+		}
+		if !s.native || s.schema != 3 { // 2^(2^-3) = 1.09 is the widest growth that 1.1 allows
+			t.Errorf("%s: native %v, schema %d, want 3", name, s.native, s.schema)
+		}
+	}
+}
+
+// TestDevicesAreBounded forges a filesystem that names a devid per call.
+func TestDevicesAreBounded(t *testing.T) {
+	r := New(Build{})
+	f := r.Filesystem("forged")
+	for devid := range uint64(maxDevices + 50) {
+		f.ChecksumFailed(devid, true)
+	}
+	if got := testutil.CollectAndCount(r.deviceReads); got != maxDevices+1 {
+		t.Errorf("%d devices have series, want %d and one for the others", got, maxDevices)
+	}
+	if got := testutil.ToFloat64(r.checksumFailures.WithLabelValues("forged", "other", "metadata")); got != 50 {
+		t.Errorf("the others count %v failures, want 50", got)
+	}
+	if first, again := f.Device(7), f.Device(7); first != again {
+		t.Error("two calls give two handles of a device")
+	}
+}
+
+func TestHotMethodsDoNotAllocate(t *testing.T) {
+	r := populated()
+	f, e, l := r.Filesystem("tank"), r.Export("vm1"), r.Listener("unix:///s")
+	d := f.Device(1)
+	boom := errors.New("boom")
+	for name, call := range map[string]func(){
+		"ReadDone":       func() { d.ReadDone(4096, 70*time.Microsecond, nil) },
+		"ReadDone error": func() { d.ReadDone(0, 70*time.Microsecond, boom) },
+		"InFlight":       func() { d.InFlight(1) },
+		"Device":         func() { f.Device(1) },
+		"ChecksumFailed": func() { f.ChecksumFailed(1, false) },
+		"Retried":        func() { f.Retried(1, "io") },
+		"Repaired":       func() { f.Repaired("mirror") },
+		"Lost":           func() { f.Lost(1) },
+		"RequestDone":    func() { e.RequestDone("read", true, 4096, 70*time.Microsecond) },
+		"other request":  func() { e.RequestDone("77", false, 0, 70*time.Microsecond) },
+		"Connections":    func() { l.Connections(1) },
+	} {
+		call() // the native histogram makes a bucket when it is first hit
+		if got := testing.AllocsPerRun(200, call); got != 0 {
+			t.Errorf("%s: %v allocations, want 0", name, got)
+		}
+	}
+}
+
+// TestConcurrentUse counts, adds, removes and scrapes at the same time; the sums must be exact.
+func TestConcurrentUse(t *testing.T) {
+	const workers, rounds = 8, 300
+	r := New(Build{})
+	f := r.Filesystem("tank")
+	h := r.Handler()
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			e, extra := r.Export("vm1"), fmt.Sprintf("extra%d", w)
+			for i := range rounds {
+				f.Device(uint64(i%5)).ReadDone(1, time.Microsecond, nil)
+				f.Retried(uint64(i%7), "io")
+				f.Lost(1)
+				e.RequestDone("read", true, 2, time.Microsecond)
+				if i%100 == 0 {
+					r.Export(extra).RequestDone("flush", true, 0, 0)
+					scrape(t, h, "")
+					r.RemoveExport(extra)
+					r.SetReady(i%200 == 0, "changing")
+				}
+			}
+		})
+	}
+	wg.Wait()
+	all := series(t, r)
+	sum := func(prefix string) (total float64) {
+		for name, v := range all {
+			if strings.HasPrefix(name, prefix) {
+				total += v
+			}
+		}
+		return total
+	}
+	for prefix, want := range map[string]float64{
+		"device_reads_total": workers * rounds, "device_read_bytes_total": workers * rounds, "read_retries_total": workers * rounds,
+		"reads_lost_total": workers * rounds, "nbd_read_bytes_total": 2 * workers * rounds, "nbd_requests_total": workers * rounds,
+	} {
+		if got := sum(prefix); got != want {
+			t.Errorf("%s sums to %v, want %v", prefix, got, want)
+		}
+	}
+}
+
+// TestHandlesSatisfyTheirConsumers spells the interfaces that devio, fsread and export declare.
+func TestHandlesSatisfyTheirConsumers(t *testing.T) {
+	r := New(Build{})
+	var _ interface {
+		ReadDone(bytes int, took time.Duration, err error)
+		InFlight(delta int)
+	} = r.Filesystem("f").Device(1)
+	var _ interface {
+		ChecksumFailed(devid uint64, metadata bool)
+		Retried(devid uint64, reason string)
+		Repaired(source string)
+		Lost(blocks int)
+	} = r.Filesystem("f")
+	var _ interface {
+		RequestDone(command string, ok bool, bytes int, took time.Duration)
+	} = r.Export("e")
+	var _ interface{ Connections(delta int) } = r.Listener("l")
+}
+
+func BenchmarkRequestDone(b *testing.B) {
+	e := New(Build{}).Export("vm1")
+	b.ReportAllocs()
+	for b.Loop() {
+		e.RequestDone("read", true, 4096, 70*time.Microsecond)
+	}
+}
+
+func BenchmarkReadDone(b *testing.B) {
+	d := New(Build{}).Filesystem("f").Device(1)
+	b.ReportAllocs()
+	for b.Loop() {
+		d.ReadDone(4096, 70*time.Microsecond, nil)
+	}
+}
