@@ -1,0 +1,20 @@
+// Package export serves files over NBD: fixed newstyle handshake, read-only, simple replies.
+//
+// The way of a read. The connection's reader goroutine takes every request that its 64 KiB
+// buffer holds, checks each, charges its bytes to the budget, and submits the batch to the
+// File at once. The File completes reads in any order, from any goroutine. Finished replies
+// queue at the connection's sender and leave together, many in one writev: written by the
+// reader for what completed inside Submit, by a completer that finds the writer idle and no
+// other read outstanding, otherwise by the connection's writer goroutine. Only that one ever
+// waits for a slow client. A header is made only when its data is there or has failed.
+//
+//	negotiation.go   options: what a client may ask before it reads; no data is read here
+//	transmission.go  requests: decode, check, charge, submit
+//	sender.go        replies: gather, writev, give back
+//	budget.go        bytes in flight, for the whole server and per connection
+//	server.go        listeners, admission, Shutdown
+//
+// The package sees a file through the interface File and knows nothing of filesystems.
+// Not done yet: TLS, structured replies, block status, extended headers. They are options
+// unknown to negotiation.go and further kinds of reply in sender.go.
+package export

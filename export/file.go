@@ -1,0 +1,41 @@
+package export
+
+// MaxRead is the longest read that an export serves, in bytes, and the maximum block size
+// that it advertises. 2^25 is what clients may assume unasked (proto.md, "Block size
+// constraints").
+const MaxRead = 1 << 25
+
+// File is what an export serves. Methods may be called concurrently. The size is constant.
+type File interface {
+	// Size is the file's length in bytes.
+	Size() uint64
+	// Submit starts every read of the batch. It does not wait for a disk except, at most,
+	// for a lone small read. Done is called exactly once for each, in any order, from any
+	// goroutine, perhaps before Submit returns. The slice may be reused after return.
+	Submit(batch []*Read)
+}
+
+// Read is one read of a File. It belongs to the File from Submit until Done.ReadDone.
+type Read struct {
+	// Set by export: a range inside the file, 1 <= Length <= MaxRead bytes.
+	Offset uint64
+	Length uint32
+	Done   Completer
+
+	// Set by the File before Done.
+	Payload []byte // exactly Length verified bytes when Err is nil; lent until Lender.Release
+	Err     error  // anything but nil becomes NBD_EIO for this read alone
+	Lender  Lender // takes Payload back; nil when there is nothing to give back
+}
+
+// Completer is told that a read has ended. ReadDone never waits for a client.
+type Completer interface {
+	ReadDone(*Read)
+}
+
+// Lender takes back what a File lent with a Read. Release is called exactly once for each
+// completed read that names a Lender, failed ones included, from any goroutine; it must not
+// wait. Afterwards neither side touches the payload or the Read on the other's behalf.
+type Lender interface {
+	Release(*Read)
+}

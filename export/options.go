@@ -1,0 +1,53 @@
+package export
+
+import (
+	"log/slog"
+	"time"
+)
+
+// Options configure a Server. Exports is needed; the zero value of the rest is useful.
+type Options struct {
+	Exports []Export
+	Limits  Limits
+	Log     *slog.Logger // nil discards
+}
+
+// Limits bound what clients can make the server hold. Zero means the default.
+type Limits struct {
+	Connections int           // clients that chose an export; 100. One more is closed at once
+	Handshakes  int           // clients that have not yet; 256. One more ends the oldest silent one
+	Handshake   time.Duration // time to choose an export; 10 s
+	Memory      int64         // bytes in flight shared by all connections; 64 MiB, at least MaxRead
+	Floor       int64         // bytes in flight that each connection has for itself beside Memory; 512 KiB
+	Stall       time.Duration // a client that takes no byte for so long while others wait for its memory is closed; 30 s
+}
+
+func (l Limits) withDefaults() Limits {
+	defaultTo(&l.Connections, 100)
+	defaultTo(&l.Handshakes, 256)
+	defaultTo(&l.Handshake, 10*time.Second)
+	defaultTo(&l.Memory, 64<<20)
+	defaultTo(&l.Floor, 512<<10)
+	defaultTo(&l.Stall, 30*time.Second)
+	l.Memory = max(l.Memory, MaxRead)
+	return l
+}
+
+func defaultTo[T int | int64 | time.Duration](v *T, d T) {
+	if *v <= 0 {
+		*v = d
+	}
+}
+
+// ExportStats counts one export's requests. RequestDone must not wait; it is called when the
+// reply has left, from any goroutine. command is read, write, disc, flush, trim, cache,
+// write_zeroes or other; bytes is the payload sent; took runs from the request's arrival.
+type ExportStats interface {
+	RequestDone(command string, ok bool, bytes int, took time.Duration)
+}
+
+// ListenerStats counts one listener's connections: those whose client chose an export.
+// Connections must not wait; delta is +1 or -1.
+type ListenerStats interface {
+	Connections(delta int)
+}

@@ -1,0 +1,423 @@
+package export
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"github.com/btrexport/btrexport/export/nbdwire"
+)
+
+const (
+	// readBuffer holds the requests that one read of the socket brings.
+	readBuffer = 64 << 10
+	// maxDiscard is the longest payload of a WRITE that is taken only to be refused. proto.md
+	// demands 2^25; nbdkit's clients have been seen to send more.
+	maxDiscard = 64 << 20
+)
+
+var (
+	errDisconnected = errors.New("client disconnected")
+	errStalled      = errors.New("client takes no replies")
+	errAbandoned    = errors.New("closed with reads in flight")
+)
+
+// transmission is one connection after its handshake. Its reader goroutine is whoever calls
+// run; that one owns buf, spare and batch.
+type transmission struct {
+	conn   net.Conn      // immutable
+	export *served       // immutable
+	server *Server       // immutable
+	share  *share        // immutable
+	sender *sender       // immutable
+	client string        // immutable
+	log    *slog.Logger  // immutable
+	lost   chan struct{} // closed when waiting for the File has no more sense
+	lose   func()        // closes lost, once
+
+	buf     []byte // of readBuffer bytes
+	r, w    int    // buf[r:w] is read and not yet decoded
+	spare   []*request
+	batch   []*Read
+	number  uint64 // of the batch; never 0
+	working bool   // a batch has begun and is not flushed
+	arrived time.Time
+}
+
+// newTransmission takes over conn; early is what the client sent behind the handshake.
+func newTransmission(s *Server, conn net.Conn, e *served, client string, early []byte) *transmission {
+	t := &transmission{
+		conn:   conn,
+		export: e,
+		server: s,
+		share:  s.budget.newShare(),
+		client: client,
+		log:    s.log.With("export", e.Name, "client", client),
+		lost:   make(chan struct{}),
+		buf:    make([]byte, readBuffer),
+		spare:  make([]*request, 0, maxRequests),
+		batch:  make([]*Read, 0, maxRequests),
+		number: 1,
+	}
+	t.lose = sync.OnceFunc(func() { close(t.lost) })
+	t.sender = newSender(newTransport(conn), t.failed)
+	slots := make([]request, maxRequests)
+	for i := range slots {
+		slots[i].owner = t
+		slots[i].reset()
+		t.spare = append(t.spare, &slots[i])
+	}
+	t.w = copy(t.buf, early)
+	return t
+}
+
+// failed is called once when the connection is broken: closing wakes all who wait on it.
+func (t *transmission) failed(err error) {
+	t.log.Debug("connection broken", "err", err)
+	_ = t.conn.Close()
+}
+
+// run serves until the client leaves, breaks the protocol, or the server shuts down. On
+// return every read has come back, unless waiting for them was given up, and every reply
+// was sent or dropped.
+func (t *transmission) run() {
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for again := true; again; {
+			again = t.runWriter(stop)
+		}
+	}()
+	defer func() {
+		close(stop)
+		<-stopped
+		t.share.close()
+	}()
+	defer t.recoverPanic()
+	if err := t.serve(); err != nil {
+		t.sender.fail(err)
+		t.cancel()
+	}
+	t.flush()
+	t.finish()
+}
+
+// runWriter returns whether the writer goroutine is to go on: after a panic it is, because
+// what is queued must still be dropped.
+func (t *transmission) runWriter(stop <-chan struct{}) (again bool) {
+	again = true
+	defer t.recoverPanic()
+	t.sender.run(stop)
+	return false
+}
+
+// serve takes requests until there are no more. nil means that all is to be answered before
+// the end: a DISC, the end of the stream, or a drain.
+func (t *transmission) serve() error {
+	for {
+		for t.w-t.r >= nbdwire.RequestLen {
+			h, err := nbdwire.DecodeRequest(t.buf[t.r:t.w])
+			if err != nil {
+				t.log.Warn("protocol error", "err", err)
+				return err
+			}
+			t.r += nbdwire.RequestLen
+			if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_DISC {
+				t.countDisc()
+				return nil
+			}
+			if err := t.accept(h); err != nil {
+				return err
+			}
+		}
+		t.flush()
+		if t.drained() {
+			return nil
+		}
+		switch err := t.fill(); {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded) && t.server.draining.Load():
+		default:
+			return errDisconnected
+		}
+	}
+}
+
+// fill reads what the client has sent, at least one byte.
+func (t *transmission) fill() error {
+	if t.r > 0 {
+		t.w = copy(t.buf, t.buf[t.r:t.w])
+		t.r = 0
+	}
+	n, err := t.conn.Read(t.buf[t.w:])
+	t.w += n
+	if n > 0 {
+		return nil
+	}
+	if err == nil {
+		return io.ErrNoProgress
+	}
+	return err
+}
+
+// accept answers one request or adds it to the batch.
+func (t *transmission) accept(h protocol.TransmissionRequestHeader) error {
+	q, err := t.slot()
+	if err != nil {
+		return err
+	}
+	t.begin(q)
+	q.plan(h)
+	if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_WRITE {
+		if err := t.discard(h.Length); err != nil {
+			t.putBack(q)
+			return err
+		}
+		t.begin(q) // discard may have flushed
+	}
+	if q.err == nil && t.server.draining.Load() {
+		q.err = errShuttingDown
+	}
+	if q.err != nil {
+		q.logRefusal(h)
+	}
+	if q.err != nil || q.read.Length == 0 {
+		t.answer(q)
+		return nil
+	}
+	if err := t.charge(q); err != nil {
+		t.putBack(q)
+		return err
+	}
+	t.batch = append(t.batch, &q.read)
+	return nil
+}
+
+// begin makes q part of the batch, which begins with it if there is none.
+func (t *transmission) begin(q *request) {
+	if !t.working {
+		t.working = true
+		t.number++
+		if t.export.Stats != nil {
+			t.arrived = time.Now()
+		}
+		s := t.sender
+		s.mu.Lock()
+		s.gathering = t.number
+		s.mu.Unlock()
+	}
+	q.batch, q.arrived = t.number, t.arrived
+}
+
+// answer queues the reply to a request that needs no data of the file.
+func (t *transmission) answer(q *request) {
+	q.seal()
+	s := t.sender
+	s.mu.Lock()
+	s.push(q)
+	s.mu.Unlock()
+}
+
+// charge takes the bytes of q's payload from the budget. Before it waits for them it submits
+// what it has: those reads are what the bytes will come from.
+func (t *transmission) charge(q *request) error {
+	n := int64(q.read.Length)
+	var ok bool
+	if q.charge, ok = t.share.try(n); ok {
+		return nil
+	}
+	t.flush()
+	if q.charge, ok = t.share.take(n, t.sender.dead, func() { t.server.evictStalled(t) }); !ok {
+		return errDisconnected
+	}
+	t.begin(q)
+	return nil
+}
+
+// slot returns an unused request, waiting for one if all are in flight.
+func (t *transmission) slot() (*request, error) {
+	for len(t.spare) == 0 {
+		if t.reclaim(1) {
+			break
+		}
+		t.flush()
+		select {
+		case <-t.sender.freed:
+		case <-t.sender.dead:
+			return nil, errDisconnected
+		}
+	}
+	q := t.spare[len(t.spare)-1]
+	t.spare = t.spare[:len(t.spare)-1]
+	return q, nil
+}
+
+// putBack returns a slot that was not used.
+func (t *transmission) putBack(q *request) {
+	q.reset()
+	t.spare = append(t.spare, q)
+}
+
+// reclaim takes the slots that have come back and tells whether there are at least want now.
+// If not, freed will be signalled when one comes.
+func (t *transmission) reclaim(want int) bool {
+	s := t.sender
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.spare = append(t.spare, s.free...)
+	clear(s.free)
+	s.free = s.free[:0]
+	s.needSlots = len(t.spare) < want
+	return !s.needSlots
+}
+
+// flush submits the batch and sends what has been finished by then.
+func (t *transmission) flush() {
+	if !t.working {
+		return
+	}
+	s := t.sender
+	if len(t.batch) > 0 {
+		t.submit()
+	}
+	t.working = false
+	s.mu.Lock()
+	s.gathering = 0
+	mine := !s.writing && len(s.queue) > 0
+	s.writing = s.writing || mine
+	s.mu.Unlock()
+	if mine {
+		s.flush(false)
+	}
+}
+
+func (t *transmission) submit() {
+	s := t.sender
+	for _, r := range t.batch {
+		q := r.Done.(*request)
+		q.started = true
+		q.atFile.Store(true)
+	}
+	s.mu.Lock()
+	s.atFile += len(t.batch)
+	s.started += len(t.batch)
+	s.mu.Unlock()
+	t.export.File.Submit(t.batch)
+	clear(t.batch)
+	t.batch = t.batch[:0]
+}
+
+// cancel drops the batch: the connection is broken, no one would take the data.
+func (t *transmission) cancel() {
+	for _, r := range t.batch {
+		q := r.Done.(*request)
+		q.err = errDisconnected
+		t.answer(q)
+	}
+	clear(t.batch)
+	t.batch = t.batch[:0]
+}
+
+// discard takes n bytes of payload from the stream. Nothing else may wait meanwhile, so the
+// batch goes first.
+func (t *transmission) discard(n uint32) error {
+	if n > maxDiscard {
+		t.log.Warn("protocol error", "err", fmt.Errorf("write of %d bytes, at most %d are read", n, maxDiscard))
+		return errLength
+	}
+	left := int(n)
+	for {
+		have := min(left, t.w-t.r)
+		t.r += have
+		if left -= have; left == 0 {
+			return nil
+		}
+		t.flush()
+		err := t.fill()
+		if errors.Is(err, os.ErrDeadlineExceeded) && t.server.draining.Load() {
+			// A drain wakes readers that wait for a request. This one is inside of one: let
+			// it end, the drain's own time limits it.
+			err = t.conn.SetReadDeadline(time.Time{})
+		}
+		if err != nil {
+			return errDisconnected
+		}
+	}
+}
+
+func (t *transmission) countDisc() {
+	if t.export.Stats != nil {
+		t.export.Stats.RequestDone("disc", true, 0, 0)
+	}
+}
+
+// drain makes the reader look at drained.
+func (t *transmission) drain() { _ = t.conn.SetReadDeadline(time.Unix(1, 0)) }
+
+// idle is called when no read is outstanding any more. sender.mu is held.
+func (t *transmission) idle() {
+	if t.server.draining.Load() {
+		t.drain()
+	}
+}
+
+// drained tells whether the server shuts down and owes this client no more data. Until then
+// the reader goes on: whatever is asked meanwhile gets ESHUTDOWN.
+func (t *transmission) drained() bool {
+	if !t.server.draining.Load() {
+		return false
+	}
+	// First the deadline, then the look: idle does it the other way round.
+	_ = t.conn.SetReadDeadline(time.Time{})
+	t.sender.mu.Lock()
+	defer t.sender.mu.Unlock()
+	return t.sender.started == 0
+}
+
+// finish waits until every reply has left or was dropped, then closes. A client that takes
+// nothing for the server's stall time is left.
+func (t *transmission) finish() {
+	tick := time.NewTicker(max(t.server.limits.Stall/8, time.Millisecond))
+	defer tick.Stop()
+	for !t.reclaim(maxRequests) {
+		select {
+		case <-t.sender.freed:
+		case now := <-tick.C:
+			if t.sender.out.blockedFor(now) >= t.server.limits.Stall {
+				t.sender.fail(errStalled)
+			}
+		case <-t.lost:
+			t.sender.fail(errAbandoned)
+			return
+		}
+	}
+	select {
+	case <-t.sender.dead:
+	default:
+		closeGently(t.conn)
+	}
+}
+
+// recoverPanic is deferred wherever a panic must end one connection and not the server. Reads
+// that were in the hands of the panicking code may never come back, so nobody waits for them.
+func (t *transmission) recoverPanic() {
+	v := recover()
+	if v == nil {
+		return
+	}
+	t.log.LogAttrs(context.Background(), slog.LevelError, "internal error",
+		slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
+	t.lose()
+	t.sender.fail(errAbandoned)
+}

@@ -1,0 +1,115 @@
+package export
+
+import (
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// transport is the sending half of a connection. One goroutine uses it at a time, but for
+// blockedFor. The iovecs are the caller's and stay as they are.
+type transport interface {
+	// writev sends a beginning of what the iovecs hold and returns its length in bytes. With
+	// wait it sends at least one byte or fails; without, 0 and nil mean that the socket takes
+	// nothing now.
+	writev(iov []unix.Iovec, wait bool) (int, error)
+	// blockedFor returns how long the client has taken no byte of what waits for it.
+	blockedFor(now time.Time) time.Duration
+}
+
+// newTransport writes through conn's descriptor where it has one.
+func newTransport(conn net.Conn) transport {
+	if sc, ok := conn.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			t := &socket{raw: raw}
+			t.attempt = t.try // made once: a method value made per write would allocate
+			return t
+		}
+	}
+	return &plain{conn: conn}
+}
+
+// blocked remembers since when a client takes nothing. Safe for concurrent use.
+type blocked struct {
+	since atomic.Int64 // in UnixNano; 0: it takes bytes, or there are none for it
+}
+
+func (b *blocked) begin() { b.since.CompareAndSwap(0, time.Now().UnixNano()) }
+func (b *blocked) end() {
+	if b.since.Load() != 0 {
+		b.since.Store(0)
+	}
+}
+
+func (b *blocked) blockedFor(now time.Time) time.Duration {
+	since := b.since.Load()
+	if since == 0 {
+		return 0
+	}
+	return now.Sub(time.Unix(0, since))
+}
+
+// socket is a transport over a non-blocking descriptor in Go's netpoller.
+type socket struct {
+	blocked
+	raw     syscall.RawConn
+	attempt func(fd uintptr) bool // try
+
+	// the arguments and results of try
+	iov  []unix.Iovec
+	wait bool
+	n    int
+	err  error
+}
+
+func (s *socket) writev(iov []unix.Iovec, wait bool) (int, error) {
+	s.iov, s.wait, s.n, s.err = iov, wait, 0, nil
+	err := s.raw.Write(s.attempt)
+	s.iov = nil
+	if s.err != nil {
+		err = s.err
+	}
+	return s.n, err
+}
+
+// try makes one system call. It returns false to be called again once the socket takes bytes.
+func (s *socket) try(fd uintptr) bool {
+	for {
+		// The iovecs point into memory that s.iov and its owner keep alive.
+		n, _, e := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&s.iov[0])), uintptr(len(s.iov)))
+		switch e {
+		case 0:
+			s.n = int(n)
+			s.end()
+			return true
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			s.begin()
+			return !s.wait
+		default:
+			s.err = e
+			return true
+		}
+	}
+}
+
+// plain is a transport over any net.Conn: pipes, and what wraps a socket. It cannot send
+// without waiting, so all its replies go through the writer goroutine.
+type plain struct {
+	blocked
+	conn net.Conn
+}
+
+func (p *plain) writev(iov []unix.Iovec, wait bool) (int, error) {
+	p.begin()
+	if !wait {
+		return 0, nil
+	}
+	defer p.end()
+	return p.conn.Write(unsafe.Slice(iov[0].Base, int(iov[0].Len)))
+}
