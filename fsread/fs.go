@@ -29,6 +29,7 @@ type Options struct {
 }
 
 const (
+	maxOpens     = 8 // of a filesystem that changes: it may commit every few milliseconds
 	defaultCache = 64 << 20
 	minCache     = 4 << 20
 	ownPoolBytes = 16 << 20
@@ -65,6 +66,10 @@ func Open(ctx context.Context, devs []volume.Device, o Options) (*FS, error) {
 		fs.pool, fs.own = devio.NewPool(ownPoolBytes), true
 	}
 	err := fs.open(ctx, devs)
+	for try := 1; o.Changing && try < maxOpens && errors.As(err, new(*btree.BlockError)); try++ {
+		// A commit between the reads of superblock and trees looks like this. The next superblock is newer.
+		err = fs.open(ctx, devs)
+	}
 	if err != nil {
 		if fs.own {
 			fs.pool.Close()

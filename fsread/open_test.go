@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/btrexport/btrexport/devio/faultdev"
 	"github.com/btrexport/btrexport/fsread/fsreadtest"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
@@ -225,6 +227,22 @@ func TestChangingRefusesUnverified(t *testing.T) {
 	}
 	if unverified == 0 {
 		t.Error("no file without checksums on the image: the test shows nothing")
+	}
+}
+
+// TestChangingOpensAgain takes a tree block that can't be read for a commit that came between: on a mounted
+// filesystem the next attempt sees the newer one.
+func TestChangingOpensAgain(t *testing.T) {
+	img := fsreadtest.Load(t, "single")
+	const supers = 2 // reads before the first tree block
+	for _, changing := range []bool{true, false} {
+		r := newRig(t, img)
+		r.devs[0].Fail(faultdev.Nth(supers), syscall.EIO)
+		f, err := r.open(Options{Changing: changing})
+		if (err == nil) != changing {
+			t.Errorf("changing %v: got %v", changing, err)
+		}
+		r.close(t, f)
 	}
 }
 
