@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrexport/btrexport/devio"
+	"github.com/btrexport/btrexport/devio/mountcheck"
+	"github.com/btrexport/btrexport/fsread"
+	"github.com/btrexport/btrexport/fsread/volume"
+)
+
+// deviceFlags are the flags of every command that reads a filesystem.
+type deviceFlags struct {
+	devices      []string
+	subvol       string
+	subvolID     uint64
+	degraded     bool
+	allowMounted bool
+}
+
+func (f *deviceFlags) add(cmd *cobra.Command) {
+	p := cmd.Flags()
+	p.StringArrayVarP(&f.devices, "device", "d", nil, "block device or image file; once for each device of the filesystem (default: BTREXPORT_DEVICES, separated by :)")
+	p.BoolVar(&f.degraded, "degraded", false, "go on though devices are missing")
+	p.BoolVar(&f.allowMounted, "allow-mounted", false, "read devices that this kernel has mounted read-write")
+}
+
+func (f *deviceFlags) addSubvol(cmd *cobra.Command) {
+	p := cmd.Flags()
+	p.StringVar(&f.subvol, "subvol", "", "resolve paths from the subvolume of this path")
+	p.Uint64Var(&f.subvolID, "subvolid", 0, "resolve paths from the subvolume of this id")
+}
+
+// paths gives the devices that were named, by flag or else by environment.
+func (f *deviceFlags) paths() ([]string, error) {
+	list := f.devices
+	if len(list) == 0 {
+		list = splitDevices(os.Getenv("BTREXPORT_DEVICES"))
+	}
+	if len(list) == 0 {
+		return nil, usagef("no device is given (add -d DEVICE for each device of the filesystem, or set BTREXPORT_DEVICES)")
+	}
+	return list, nil
+}
+
+// splitDevices takes BTREXPORT_DEVICES apart.
+func splitDevices(s string) []string {
+	return strings.FieldsFunc(s, func(r rune) bool { return r == ':' })
+}
+
+// open opens the filesystem of the flags.
+func (f *deviceFlags) open(ctx context.Context, log *slog.Logger, stats volume.Stats) (*fsread.FS, error) {
+	paths, err := f.paths()
+	if err != nil {
+		return nil, err
+	}
+	devs, err := openDevices(paths, devio.Options{Log: log})
+	if err != nil {
+		return nil, err
+	}
+	changing, err := mounted(paths, f.allowMounted, "--allow-mounted", log)
+	if err == nil {
+		var fs *fsread.FS
+		fs, err = fsread.Open(ctx, devs, fsread.Options{Degraded: f.degraded, Changing: changing, Stats: stats, Log: log})
+		if err == nil {
+			return fs, nil
+		}
+	}
+	closeDevices(devs)
+	return nil, err
+}
+
+// openDevices opens every device; errors are told for all of them.
+func openDevices(paths []string, o devio.Options) ([]volume.Device, error) {
+	var devs []volume.Device
+	var errs []error
+	for _, p := range paths {
+		d, err := devio.Open(p, o)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		devs = append(devs, d)
+	}
+	if len(errs) > 0 {
+		closeDevices(devs)
+		return nil, errors.Join(errs...)
+	}
+	return devs, nil
+}
+
+// closeDevices closes what was only read from: nothing can be lost, so there is nothing to tell.
+func closeDevices(devs []volume.Device) {
+	for _, d := range devs {
+		_ = d.Close()
+	}
+}
+
+// mounted asks whether the kernel writes to one of the devices at this moment, and refuses that unless
+// it is allowed; allow is what allows it, in the user's terms.
+func mounted(paths []string, allowed bool, allow string, log *slog.Logger) (changing bool, err error) {
+	for _, p := range paths {
+		where, rw, err := mountcheck.ReadWrite(p)
+		switch {
+		case err != nil:
+			log.Warn("whether the device is mounted is not known", "device", p, "err", err)
+		case rw && !allowed:
+			if where == "" {
+				where = "another mount namespace"
+			}
+			return false, fmt.Errorf("%s: %w on %s, so its blocks change under the reader (unmount it, mount -o remount,ro it, or pass %s)", p, errMounted, where, allow)
+		}
+		changing = changing || rw
+	}
+	return changing, nil
+}
+
+// subvolume picks what paths are resolved from: by path, by id, or the default.
+func subvolume(ctx context.Context, fs *fsread.FS, path string, id uint64) (*fsread.Subvolume, error) {
+	switch {
+	case path != "" && id != 0:
+		return nil, usagef("--subvol and --subvolid are both given (keep one of the two)")
+	case path != "":
+		s, err := fs.SubvolumeByPath(ctx, path)
+		if err != nil {
+			return nil, fmt.Errorf("subvolume %w", err)
+		}
+		return s, nil
+	case id != 0:
+		s, err := fs.SubvolumeByID(ctx, id)
+		if errors.Is(err, fsread.ErrNotExist) {
+			return nil, noSubvolume(id)
+		}
+		return s, err
+	}
+	return fs.DefaultSubvolume(ctx)
+}
+
+// noSubvolume is the id of a subvolume that is not there.
+type noSubvolume uint64
+
+func (id noSubvolume) Error() string {
+	return fmt.Sprintf("subvolume id %d: no such subvolume (btrexport subvolumes lists them)", uint64(id))
+}
+
+func (noSubvolume) Unwrap() error { return fsread.ErrNotExist }

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrexport/btrexport/fsread"
+)
+
+func (a *app) infoCommand() *cobra.Command {
+	var dev deviceFlags
+	var exact bool
+	cmd := &cobra.Command{
+		Use:   "info -d DEVICE...",
+		Short: "Show a filesystem: label, devices, profiles, features",
+		Long: "info shows what is known of a filesystem without reading its files. A device is ok, missing (not given), or " +
+			"stale (it missed writes: its copies are asked last). USED is what chunks take of a device.\n\n" + exitHelp,
+		Args: arguments(0, 0, "no argument"),
+	}
+	dev.add(cmd)
+	cmd.Flags().BoolVar(&exact, "bytes", false, "exact sizes in bytes")
+	a.jsonFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		f, err := dev.open(cmd.Context(), a.log, nil)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		i := f.Info()
+		if a.json {
+			return printJSON(a.out, infoObject(&i))
+		}
+		return printInfo(a.out, &i, exact)
+	}
+	return cmd
+}
+
+// printInfo is the page for people.
+func printInfo(w io.Writer, i *fsread.Info, exact bool) error {
+	label := "(no label)"
+	if i.Label != "" {
+		label = shown(i.Label)
+	}
+	state := ""
+	if i.Degraded() {
+		state = "  DEGRADED"
+	}
+	fmt.Fprintf(w, "filesystem  %s  %s  generation %d%s\n", label, i.FSID, i.Generation, state)
+	fmt.Fprintf(w, "checksums   %s   node %s   sector %s\n", i.Checksum, size(uint64(i.NodeSize), exact), size(uint64(i.SectorSize), exact))
+	fmt.Fprintf(w, "features    %s\n", dash(strings.Join(i.Features, " ")))
+	fmt.Fprintf(w, "used        %s of %s\n", size(i.Used, exact), size(i.Total, exact))
+	fmt.Fprintf(w, "profiles    %s\n", profiles(i.Groups))
+	rows := [][]string{{"devices     DEVID", "SIZE", "USED", "PATH", "STATE"}}
+	for _, d := range i.Devices {
+		length, path := "-", "-"
+		if !d.Missing {
+			length, path = size(d.Size, exact), shown(d.Name)
+		}
+		rows = append(rows, []string{fmt.Sprintf("            %d", d.DevID), length, size(d.Allocated, exact), path, deviceState(&d)})
+	}
+	return columns(w, rows)
+}
+
+// profiles lists each kind of chunk with its profiles: several after a conversion that was not finished.
+func profiles(groups []fsread.BlockGroups) string {
+	var out []string
+	last := ""
+	for _, g := range groups {
+		if g.Kind == last {
+			out[len(out)-1] += "," + g.Profile.String()
+			continue
+		}
+		last = g.Kind
+		out = append(out, g.Kind+" "+g.Profile.String())
+	}
+	return strings.Join(out, "   ")
+}
+
+func deviceState(d *fsread.DeviceInfo) string {
+	switch {
+	case d.Missing:
+		return "missing"
+	case d.Stale:
+		return "stale"
+	}
+	return "ok"
+}
+
+// infoJSON is the filesystem as --json has it. Sizes in bytes.
+type infoJSON struct {
+	Label          string        `json:"label"`
+	FSID           string        `json:"fsid"`
+	Generation     uint64        `json:"generation"`
+	SuperblockCopy int           `json:"superblock_copy"`
+	Checksum       string        `json:"checksum"`
+	NodeSize       uint32        `json:"node_size"`
+	SectorSize     uint32        `json:"sector_size"`
+	Features       []string      `json:"features"`
+	Used           uint64        `json:"used"`
+	Total          uint64        `json:"total"`
+	Degraded       bool          `json:"degraded"`
+	Profiles       []profileJSON `json:"profiles"`
+	Devices        []deviceJSON  `json:"devices"`
+}
+
+type profileJSON struct {
+	Kind    string `json:"kind"`
+	Profile string `json:"profile"`
+	Chunks  int    `json:"chunks"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+type deviceJSON struct {
+	DevID      uint64 `json:"devid"`
+	UUID       string `json:"uuid"`
+	Path       string `json:"path,omitempty"`
+	Size       uint64 `json:"size,omitempty"`
+	Used       uint64 `json:"used"`
+	Generation uint64 `json:"generation,omitempty"`
+	State      string `json:"state"` // ok, missing or stale
+}
+
+func infoObject(i *fsread.Info) infoJSON {
+	o := infoJSON{Label: i.Label, FSID: i.FSID.String(), Generation: i.Generation, SuperblockCopy: i.SuperCopy, Checksum: i.Checksum,
+		NodeSize: i.NodeSize, SectorSize: i.SectorSize, Features: append([]string{}, i.Features...), Used: i.Used, Total: i.Total, Degraded: i.Degraded()}
+	for _, g := range i.Groups {
+		o.Profiles = append(o.Profiles, profileJSON{Kind: g.Kind, Profile: g.Profile.String(), Chunks: g.Chunks, Bytes: g.Bytes})
+	}
+	for _, d := range i.Devices {
+		o.Devices = append(o.Devices, deviceJSON{DevID: uint64(d.DevID), UUID: d.UUID.String(), Path: d.Name, Size: d.Size,
+			Used: d.Allocated, Generation: d.Generation, State: deviceState(&d)})
+	}
+	return o
+}

@@ -1,0 +1,317 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/btrexport/btrexport/fsread"
+)
+
+// lsOptions say how a listing looks.
+type lsOptions struct {
+	recursive, long, raw, json bool
+}
+
+func (a *app) lsCommand() *cobra.Command {
+	var dev deviceFlags
+	var o lsOptions
+	cmd := &cobra.Command{
+		Use:   "ls -d DEVICE... [PATH]",
+		Short: "List a directory of a filesystem",
+		Long: "ls lists a directory, sorted by name. Names that hold control characters, or bytes that are no UTF-8, stand in quotes.\n\n" +
+			exitHelp,
+		Example: "  btrexport ls -d /dev/sdb -d /dev/sdc -l /@images",
+		Args:    arguments(0, 1, "one PATH at most"),
+	}
+	dev.add(cmd)
+	dev.addSubvol(cmd)
+	cmd.Flags().BoolVarP(&o.recursive, "recursive", "R", false, "list subdirectories too")
+	cmd.Flags().BoolVarP(&o.long, "long", "l", false, "mode, links, owner, group, size, time and link target")
+	cmd.Flags().BoolVarP(&o.raw, "zero", "0", false, "raw names, each ended by NUL; with -R paths")
+	a.jsonFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		o.json = a.json
+		path := "/"
+		if len(args) > 0 {
+			path = args[0]
+		}
+		ctx := cmd.Context()
+		f, err := dev.open(ctx, a.log, nil)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		sv, err := subvolume(ctx, f, dev.subvol, dev.subvolID)
+		if err != nil {
+			return err
+		}
+		return list(ctx, a.out, sv, path, o)
+	}
+	return cmd
+}
+
+// maxListErrors bounds how many entries that can't be read are named.
+const maxListErrors = 20
+
+// lister prints one listing.
+type lister struct {
+	w    *bufio.Writer
+	o    lsOptions
+	seen map[dirID]bool // directories listed: a damaged tree may lead back into itself
+	errs []error
+	more int // errors beyond maxListErrors
+	done int // directories printed
+}
+
+// dirID is a directory; its inode number alone says nothing across subvolumes.
+type dirID struct{ subvol, inode uint64 }
+
+// list prints what path names. An entry that can't be read is told at the end and hides no other.
+func list(ctx context.Context, w io.Writer, sv *fsread.Subvolume, path string, o lsOptions) error {
+	l := &lister{w: bufio.NewWriter(w), o: o, seen: make(map[dirID]bool)}
+	resolve := sv.Resolve
+	if o.long || o.json {
+		resolve = sv.ResolveLink
+	}
+	n, err := resolve(ctx, path)
+	if err != nil {
+		return err
+	}
+	if n.IsDir() {
+		err = l.dir(ctx, path, n)
+	} else {
+		err = l.print([]row{l.row(ctx, path, path, n.Mode(), n, nil)})
+	}
+	if err != nil {
+		return err
+	}
+	if err := l.w.Flush(); err != nil {
+		return err
+	}
+	if l.more > 0 {
+		l.errs = append(l.errs, fmt.Errorf("%s: %d more entries can't be read", path, l.more))
+	}
+	return errors.Join(l.errs...)
+}
+
+func (l *lister) fail(path string, err error) {
+	if len(l.errs) == maxListErrors {
+		l.more++
+		return
+	}
+	var pe *fsread.PathError
+	if !errors.As(err, &pe) {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	l.errs = append(l.errs, err)
+}
+
+// row is one entry of a listing.
+type row struct {
+	name   string // as it is printed: in -R -0 the path
+	path   string
+	mode   fs.FileMode  // without node: the type alone
+	node   *fsread.Node // nil when it was not needed, or not readable
+	target string
+}
+
+// dir prints a directory and, if asked, those in it. An error is one of writing or of a context that ended.
+func (l *lister) dir(ctx context.Context, path string, n *fsread.Node) error {
+	rows, dirs := l.read(ctx, path, n)
+	if l.o.recursive && !l.o.json && !l.o.raw {
+		if l.done > 0 {
+			l.w.WriteByte('\n')
+		}
+		fmt.Fprintf(l.w, "%s:\n", shown(path))
+	}
+	l.done++
+	if err := l.print(rows); err != nil {
+		return err
+	}
+	if !l.o.recursive {
+		return nil
+	}
+	for _, d := range dirs {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := l.dir(ctx, d.path, d.node); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// read gives a directory's entries by name, and the directories among them that are to be listed.
+func (l *lister) read(ctx context.Context, path string, n *fsread.Node) (rows, dirs []row) {
+	var entries []fsread.Entry
+	if err := n.ReadDir(ctx, func(e fsread.Entry) error {
+		entries = append(entries, e)
+		return nil
+	}); err != nil {
+		l.fail(path, err)
+	}
+	slices.SortFunc(entries, func(a, b fsread.Entry) int { return strings.Compare(a.Name, b.Name) })
+	for i := range entries {
+		e := &entries[i]
+		r := l.entry(ctx, strings.TrimSuffix(path, "/")+"/"+e.Name, e)
+		rows = append(rows, r)
+		if l.o.recursive && r.node != nil && r.node.IsDir() && l.first(r.node) {
+			dirs = append(dirs, r)
+		}
+	}
+	return rows, dirs
+}
+
+// entry reads an entry's inode where the listing needs it.
+func (l *lister) entry(ctx context.Context, path string, e *fsread.Entry) row {
+	name := e.Name
+	if l.o.raw && l.o.recursive {
+		name = path
+	}
+	if !l.o.long && !l.o.json && (!l.o.recursive || !e.Type.IsDir()) {
+		return row{name: name, path: path, mode: e.Type}
+	}
+	n, err := e.Node(ctx)
+	return l.row(ctx, name, path, e.Type, n, err)
+}
+
+func (l *lister) row(ctx context.Context, name, path string, mode fs.FileMode, n *fsread.Node, err error) row {
+	r := row{name: name, path: path, mode: mode}
+	if err == nil {
+		r.node, r.mode = n, n.Mode()
+		if r.mode&fs.ModeSymlink != 0 && (l.o.long || l.o.json) {
+			r.target, err = n.Readlink(ctx)
+		}
+	}
+	if err != nil {
+		l.fail(path, err)
+	}
+	return r
+}
+
+// first says whether a directory was not listed yet. A directory has one name, so a second one is damage.
+func (l *lister) first(n *fsread.Node) bool {
+	id := dirID{n.Subvolume().ID(), n.Inode()}
+	if l.seen[id] {
+		return n.Inode() == emptyDirInode
+	}
+	l.seen[id] = true
+	return true
+}
+
+// emptyDirInode is the number of the empty directories that stand for subvolumes in a snapshot of what
+// held them: there may be many.
+const emptyDirInode = 2
+
+func (l *lister) print(rows []row) error {
+	switch {
+	case l.o.json:
+		for i := range rows {
+			if err := printJSON(l.w, rows[i].json()); err != nil {
+				return err
+			}
+		}
+	case l.o.long:
+		l.printLong(rows)
+	default:
+		for _, r := range rows {
+			l.w.WriteString(l.name(r.name) + l.end())
+		}
+	}
+	// What was printed is out before more is read: a listing of a slow disk shows that it goes on.
+	return l.w.Flush()
+}
+
+func (l *lister) name(s string) string {
+	if l.o.raw {
+		return s
+	}
+	return shown(s)
+}
+
+func (l *lister) end() string {
+	if l.o.raw {
+		return "\x00"
+	}
+	return "\n"
+}
+
+// printLong aligns numbers to the right, as ls does.
+func (l *lister) printLong(rows []row) {
+	var cells [][5]string
+	var width [5]int
+	for i := range rows {
+		c := rows[i].numbers()
+		for j := range c {
+			width[j] = max(width[j], len(c[j]))
+		}
+		cells = append(cells, c)
+	}
+	for i, r := range rows {
+		c := cells[i]
+		fmt.Fprintf(l.w, "%s %*s %*s %*s %*s %*s %s", modeString(r.mode), width[0], c[0], width[1], c[1], width[2], c[2], width[3], c[3], width[4], c[4], l.name(r.name))
+		if r.target != "" {
+			l.w.WriteString(" -> " + l.name(r.target))
+		}
+		l.w.WriteString(l.end())
+	}
+}
+
+// numbers are links, owner, group, size or device number, and time; "?" of an inode that can't be read.
+func (r *row) numbers() [5]string {
+	if r.node == nil {
+		return [5]string{"?", "?", "?", "?", "?"}
+	}
+	i := r.node.Item()
+	length := strconv.FormatUint(i.Size, 10)
+	if r.mode&fs.ModeDevice != 0 {
+		length = fmt.Sprintf("%d, %d", unix.Major(i.RDev), unix.Minor(i.RDev))
+	}
+	u := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+	return [5]string{u(i.NLink), u(i.UID), u(i.GID), length, i.MTime.Time().Local().Format("2006-01-02 15:04")}
+}
+
+// lsEntry is one entry as --json has it. Sizes in bytes; times in RFC 3339, UTC.
+type lsEntry struct {
+	Path      string  `json:"path"`
+	RawPath   string  `json:"path_base64,omitempty"` // where path is no UTF-8
+	Type      string  `json:"type"`
+	Size      *uint64 `json:"size,omitempty"`
+	Mode      string  `json:"mode,omitempty"` // octal, permissions and set-id bits
+	UID       *uint32 `json:"uid,omitempty"`
+	GID       *uint32 `json:"gid,omitempty"`
+	Links     uint32  `json:"links,omitempty"`
+	Modified  string  `json:"mtime,omitempty"`
+	Subvolume uint64  `json:"subvolume,omitempty"`
+	Inode     uint64  `json:"inode,omitempty"`
+	Device    string  `json:"device,omitempty"` // major:minor
+	Target    string  `json:"target,omitempty"`
+	RawTarget string  `json:"target_base64,omitempty"`
+}
+
+func (r *row) json() lsEntry {
+	e := lsEntry{Path: r.path, RawPath: rawName(r.path), Type: typeName(r.mode), Target: r.target, RawTarget: rawName(r.target)}
+	if r.node == nil {
+		return e
+	}
+	i := r.node.Item()
+	e.Size, e.UID, e.GID, e.Links = &i.Size, &i.UID, &i.GID, i.NLink
+	e.Mode, e.Modified = fmt.Sprintf("%04o", i.Mode&0o7777), i.MTime.Time().Format(time.RFC3339Nano)
+	e.Subvolume, e.Inode = r.node.Subvolume().ID(), r.node.Inode()
+	if r.mode&fs.ModeDevice != 0 {
+		e.Device = fmt.Sprintf("%d:%d", unix.Major(i.RDev), unix.Minor(i.RDev))
+	}
+	return e
+}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+
+	"github.com/btrexport/btrexport/export"
+)
+
+// runCommand runs a shell command with the first export's address in its environment. Its status, where
+// it is not 0, is an exitStatus. A context that ends asks the command to end, too, by SIGTERM.
+func (s *server) runCommand(ctx context.Context, a *app, undo *undoing, command, socket string) error {
+	name := s.site.exports[0].Name
+	cmd := exec.CommandContext(ctx, "sh", "-c", command)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.in, a.out, a.err
+	cmd.Env = append(os.Environ(),
+		"uri="+export.AddressOf(s.listeners[0]).URI(name),
+		"nbd=nbd:unix:"+socket+":exportname="+name,
+		"unixsocket="+socket)
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("run sh: %w", err)
+	}
+	undo.add(func() { _ = cmd.Process.Kill() }) // has ended already, unless a second signal came
+	if err := cmd.Wait(); cmd.ProcessState == nil {
+		return fmt.Errorf("wait for sh: %w", err)
+	}
+	if status := statusOf(cmd.ProcessState); status != 0 {
+		return exitStatus(status)
+	}
+	return nil
+}
+
+// statusOf is a process's exit status as a shell has it: 128 and the signal's number for one that a signal ended.
+func statusOf(p *os.ProcessState) int {
+	if w, ok := p.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		return 128 + int(w.Signal())
+	}
+	return p.ExitCode()
+}

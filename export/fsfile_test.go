@@ -1,0 +1,230 @@
+package export
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/btrexport/btrexport/devio"
+	"github.com/btrexport/btrexport/export/nbdclient"
+	"github.com/btrexport/btrexport/fsread"
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
+	"github.com/btrexport/btrexport/fsread/ondisk"
+	"github.com/btrexport/btrexport/fsread/volume"
+)
+
+// openGolden opens an unpacked golden image.
+func openGolden(t *testing.T, img *fsreadtest.Image) *fsread.FS {
+	t.Helper()
+	var devs []volume.Device
+	for _, path := range img.Devices {
+		q, err := devio.Open(path, devio.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		devs = append(devs, q)
+	}
+	fs, err := fsread.Open(t.Context(), devs, fsread.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		lent := fs.Pool().Lent()
+		if err := fs.Close(); err != nil {
+			t.Error(err)
+		}
+		if lent != 0 {
+			t.Errorf("%d buffers were not given back", lent)
+		}
+	})
+	return fs
+}
+
+// largest opens the largest plain file of an image, up to 64 MiB.
+func largest(t *testing.T, fs *fsread.FS, m *fsreadtest.Manifest) (*fsread.File, fsreadtest.Entry) {
+	t.Helper()
+	var best fsreadtest.Entry
+	for _, e := range m.Entries {
+		if e.SHA256 != "" && !e.NoCOW && e.Size > best.Size {
+			best = e
+		}
+	}
+	top, err := fs.SubvolumeByID(t.Context(), ondisk.TreeFS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := top.OpenFile(t.Context(), "/"+string(best.Path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, best
+}
+
+// arrived is a Completer that passes reads on on a channel.
+type arrived chan *Read
+
+func (s arrived) ReadDone(r *Read) { s <- r }
+
+func TestFSFileReads(t *testing.T) {
+	img := fsreadtest.Load(t, "raid1-2")
+	file, entry := largest(t, openGolden(t, img), img.Manifest)
+	x := NewFile(file)
+	if got := x.Size(); got != uint64(entry.Size) {
+		t.Fatalf("size %d, want %d", got, entry.Size)
+	}
+	const part = 100_003 // neither sectors nor stripes
+	done := make(arrived, 1+entry.Size/part)
+	var batch []*Read
+	for off := int64(0); off < entry.Size; off += part {
+		batch = append(batch, &Read{Offset: uint64(off), Length: uint32(min(part, entry.Size-off)), Done: done})
+	}
+	x.Submit(batch)
+	all := make([]byte, entry.Size)
+	for range batch {
+		r := <-done
+		if r.Err != nil || len(r.Payload) != int(r.Length) {
+			t.Fatalf("read at %d: %d bytes, error %v", r.Offset, len(r.Payload), r.Err)
+		}
+		copy(all[r.Offset:], r.Payload)
+		r.Lender.Release(r)
+	}
+	sum := sha256.Sum256(all)
+	if got := hex.EncodeToString(sum[:]); got != entry.SHA256 {
+		t.Errorf("sha256 %s, want %s", got, entry.SHA256)
+	}
+}
+
+// TestFSFileLost ruins a sector that has one copy: its read fails with a LostError and no payload, the
+// next read of the same object is good.
+func TestFSFileLost(t *testing.T) {
+	img := fsreadtest.Load(t, "single")
+	fs := openGolden(t, img)
+	file, _ := largest(t, fs, img.Manifest)
+	ruined := uint64(0)
+	errFound := errors.New("found")
+	err := file.Extents(t.Context(), 0, func(s fsread.Segment) error {
+		if s.Kind != fsread.Plain {
+			return nil
+		}
+		copies, err := fs.Copies(s.Logical)
+		if err != nil {
+			return err
+		}
+		f, err := os.OpenFile(img.Devices[0], os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if _, err := f.WriteAt(bytes.Repeat([]byte("ruin"), 16), int64(copies[0].Physical)); err != nil {
+			return err
+		}
+		ruined = s.Off
+		return errFound
+	})
+	if !errors.Is(err, errFound) {
+		t.Fatal(err)
+	}
+	x := NewFile(file)
+	done := make(arrived, 1)
+	for _, c := range []struct {
+		off  uint64
+		lost bool
+	}{{ruined, true}, {ruined + 8192, false}, {ruined, true}} {
+		r := &Read{Offset: c.off, Length: 4096, Done: done, Payload: []byte("stale")}
+		x.Submit([]*Read{r})
+		<-done
+		var lost *fsread.LostError
+		if got := errors.As(r.Err, &lost); got != c.lost || (r.Payload == nil) != c.lost {
+			t.Errorf("read at %d: error %v, %d bytes; want lost %v", c.off, r.Err, len(r.Payload), c.lost)
+		}
+		if r.Lender == nil {
+			t.Fatalf("read at %d: no lender", c.off)
+		}
+		r.Lender.Release(r)
+	}
+}
+
+// TestFSFileAllocs holds a batch of reads in the steady state against no allocation at all.
+func TestFSFileAllocs(t *testing.T) {
+	if fsreadtest.Race {
+		t.Skip("sync.Pool forgets at random under the race detector")
+	}
+	img := fsreadtest.Load(t, "raid1-2")
+	file, _ := largest(t, openGolden(t, img), img.Manifest)
+	x := NewFile(file)
+	for _, c := range []struct {
+		name     string
+		n, bytes int
+	}{{"lone small read", 1, 4096}, {"batch", 16, 4096}, {"large reads", 4, 128 << 10}} {
+		t.Run(c.name, func(t *testing.T) {
+			done := make(arrived, c.n)
+			batch := make([]*Read, c.n)
+			for i := range batch {
+				batch[i] = &Read{Done: done, Length: uint32(min(c.bytes, int(x.Size()))), Offset: uint64(i*4096) % (x.Size() / 4)}
+			}
+			round := func() {
+				x.Submit(batch)
+				for range batch {
+					r := <-done
+					if r.Err != nil {
+						t.Error(r.Err)
+					}
+					r.Lender.Release(r)
+				}
+			}
+			for range 50 {
+				round()
+			}
+			if got := testing.AllocsPerRun(200, round); got != 0 {
+				t.Errorf("%v allocations per round of %d reads, want none", got, c.n)
+			}
+		})
+	}
+}
+
+// TestFSFileServed takes the whole way: image, filesystem, server, socket.
+func TestFSFileServed(t *testing.T) {
+	img := fsreadtest.Load(t, "raid1-2")
+	file, entry := largest(t, openGolden(t, img), img.Manifest)
+	srv, err := NewServer(Options{Exports: []Export{{Name: "f", File: NewFile(file)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "s")
+	a, err := ParseAddress("unix://" + socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := Listen(t.Context(), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(context.Background(), l, nil) }()
+	defer func() {
+		if err := srv.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	c, err := nbdclient.Dial(t.Context(), nbdclient.Target{Network: "unix", Address: socket, Export: "f"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(c, 0, entry.Size)); err != nil {
+		t.Fatal(err)
+	}
+	if got := hex.EncodeToString(sum.Sum(nil)); got != entry.SHA256 {
+		t.Errorf("sha256 %s, want %s", got, entry.SHA256)
+	}
+}
