@@ -2,15 +2,18 @@
 //
 // The superblock names one [Type] for the whole filesystem: it covers superblocks, tree blocks and the
 // sectors of files alike. Package ondisk checks superblocks and tree blocks with it, package volume the
-// sectors. Everything here is pure and may be called concurrently. Only crc32c is computed so far; the
-// other types are known by name and size, so that they can be refused by name.
+// sectors. Everything here is pure and may be called concurrently.
 package csum
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"hash/crc32"
 	"strconv"
+
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/crypto/blake2b"
 )
 
 // Type is the on-disk csum_type (btrfs_super_block.csum_type). The set is closed: a value that is not one
@@ -20,7 +23,7 @@ type Type uint16
 // The types that the format defines (enum btrfs_csum_type).
 const (
 	CRC32C   Type = 0 // Castagnoli, stored little-endian
-	XXHash64 Type = 1
+	XXHash64 Type = 1 // XXH64 with seed 0, stored little-endian
 	SHA256   Type = 2
 	BLAKE2b  Type = 3 // digest length 32, no key
 )
@@ -56,15 +59,26 @@ func (t Type) Size() int {
 	return 0
 }
 
-// Supported reports whether Sum and Match can compute the type.
-func (t Type) Supported() bool { return t == CRC32C }
+// Supported reports whether Sum and Match can compute the type: every one that the format defines.
+func (t Type) Supported() bool { return t.Size() > 0 }
 
 // Sum stores the checksum of b in dst as it stands on the disk, the rest of dst zero. It does not
 // allocate. The sum of a type that is not Supported is all zeros: callers ask Supported first.
 func (t Type) Sum(dst *[MaxSize]byte, b []byte) {
+	switch t {
+	case SHA256:
+		*dst = sha256.Sum256(b)
+		return
+	case BLAKE2b:
+		*dst = blake2b.Sum256(b)
+		return
+	}
 	*dst = [MaxSize]byte{}
-	if t == CRC32C {
+	switch t {
+	case CRC32C:
 		binary.LittleEndian.PutUint32(dst[:], crc32.Checksum(b, castagnoli()))
+	case XXHash64:
+		binary.LittleEndian.PutUint64(dst[:], xxhash.Sum64(b))
 	}
 }
 

@@ -2,31 +2,81 @@ package csum_test
 
 import (
 	"bytes"
-	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
 	"testing"
 
 	"github.com/btrexport/btrexport/fsread/csum"
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
 )
 
+var types = []csum.Type{csum.CRC32C, csum.XXHash64, csum.SHA256, csum.BLAKE2b}
+
+// TestSumKnownAnswers has the sums as they stand on the disk: crc32c and xxhash64 little-endian.
 func TestSumKnownAnswers(t *testing.T) {
 	tests := []struct {
+		t    csum.Type
 		in   string
-		want uint32
+		want string
 	}{
-		{"123456789", 0xE3069283},
-		{"", 0},
-		{string(make([]byte, 32)), 0x8A9136AA}, // RFC 3720 B.4
+		{csum.CRC32C, "123456789", "839206e3"},
+		{csum.CRC32C, "", "00000000"},
+		{csum.CRC32C, string(make([]byte, 32)), "aa36918a"}, // RFC 3720 B.4
+		{csum.XXHash64, "", "99e9d85137db46ef"},             // xxHash's specification: ef46db3751d8e999
+		{csum.XXHash64, "a", "5b6e8ca9f1c44ed2"},
+		{csum.XXHash64, "abc", "990977adf52cbc44"},
+		{csum.XXHash64, "Nobody inspects the spammish repetition", "f18b378a3ca8cefb"},
+		{csum.SHA256, "", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
+		{csum.SHA256, "abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}, // FIPS 180-2 B.1
+		{csum.BLAKE2b, "", "0e5751c026e543b2e8ab2eb06099daa1d1e5df47778f7787faab45cdf12fe3a8"},
+		{csum.BLAKE2b, "abc", "bddd813c634239723171ef3fee98579b94964e3bb1cb3e427262c8c068d52319"}, // b2sum -l 256
+		{csum.BLAKE2b, "The quick brown fox jumps over the lazy dog", "01718cec35cd3d796dd00020e0bfecb473ad23457d063b75eff29c0ffa2e58a9"},
 	}
 	for _, tt := range tests {
 		dst := [csum.MaxSize]byte{}
 		for i := range dst {
 			dst[i] = 0xFF // the padding must be cleared
 		}
-		csum.CRC32C.Sum(&dst, []byte(tt.in))
-		var want [csum.MaxSize]byte
-		binary.LittleEndian.PutUint32(want[:], tt.want)
-		if dst != want {
-			t.Errorf("Sum(%q): got %x, want %x", tt.in, dst, want)
+		tt.t.Sum(&dst, []byte(tt.in))
+		want := make([]byte, csum.MaxSize)
+		if _, err := hex.Decode(want, []byte(tt.want)); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(dst[:], want) {
+			t.Errorf("%s of %q: got %x, want %x", tt.t, tt.in, dst, want)
+		}
+	}
+}
+
+// TestGoldenSuperblocks checks sums that the kernel wrote: of the superblock at 64 KiB, from byte 32 on.
+func TestGoldenSuperblocks(t *testing.T) {
+	const offset, size = 64 << 10, 4096
+	for image, typ := range map[string]csum.Type{
+		"single": csum.CRC32C, "xxhash": csum.XXHash64, "sha256": csum.SHA256, "blake2": csum.BLAKE2b,
+	} {
+		f, err := os.Open(fsreadtest.Load(t, image).Devices[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		super := make([]byte, size)
+		_, err = f.ReadAt(super, offset)
+		if err := errors.Join(err, f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		want, b := super[:csum.MaxSize], super[csum.MaxSize:]
+		for _, other := range types {
+			if got := other.Match(want, b); got != (other == typ) {
+				t.Errorf("%s: %s matches: %t", image, other, got)
+			}
+		}
+		for bit := range 8 {
+			b[bit*500] ^= 1 << bit
+			if typ.Match(want, b) {
+				t.Errorf("%s: %s matches with a flipped bit", image, typ)
+			}
+			b[bit*500] ^= 1 << bit
 		}
 	}
 }
@@ -39,9 +89,9 @@ func TestTypes(t *testing.T) {
 		supported bool
 	}{
 		{csum.CRC32C, "crc32c", 4, true},
-		{csum.XXHash64, "xxhash64", 8, false},
-		{csum.SHA256, "sha256", 32, false},
-		{csum.BLAKE2b, "blake2b", 32, false},
+		{csum.XXHash64, "xxhash64", 8, true},
+		{csum.SHA256, "sha256", 32, true},
+		{csum.BLAKE2b, "blake2b", 32, true},
 		{4, "unknown-4", 0, false},
 		{65535, "unknown-65535", 0, false},
 	}
@@ -60,33 +110,42 @@ func TestTypes(t *testing.T) {
 
 func TestMatch(t *testing.T) {
 	data := []byte("123456789")
-	good := []byte{0x83, 0x92, 0x06, 0xE3}
-	tests := []struct {
-		name string
-		t    csum.Type
-		want []byte
-		data []byte
-		ok   bool
-	}{
-		{"right", csum.CRC32C, good, data, true},
-		{"right, more room than a sum takes", csum.CRC32C, append(bytes.Clone(good), 1, 2), data, true},
-		{"last bit of the sum", csum.CRC32C, []byte{0x83, 0x92, 0x06, 0x63}, data, false},
-		{"other data", csum.CRC32C, good, []byte("123456788"), false},
-		{"too short", csum.CRC32C, good[:3], data, false},
-		{"none", csum.CRC32C, nil, data, false},
-		{"unsupported type never matches", csum.SHA256, make([]byte, 32), data, false},
-		{"unknown type never matches", csum.Type(9), nil, data, false},
+	for _, typ := range types {
+		var sum [csum.MaxSize]byte
+		typ.Sum(&sum, data)
+		good := sum[:typ.Size()]
+		flipped := bytes.Clone(good)
+		flipped[typ.Size()-1] ^= 0x80
+		tests := []struct {
+			name string
+			want []byte
+			data []byte
+			ok   bool
+		}{
+			{"right", good, data, true},
+			{"right, more room than a sum takes", append(bytes.Clone(good), 1, 2), data, true},
+			{"last bit of the sum", flipped, data, false},
+			{"other data", good, []byte("123456788"), false},
+			{"too short", good[:typ.Size()-1], data, false},
+			{"none", nil, data, false},
+			{"zeros", make([]byte, csum.MaxSize), data, false},
+		}
+		for _, tt := range tests {
+			if got := typ.Match(tt.want, tt.data); got != tt.ok {
+				t.Errorf("%s, %s: got %t, want %t", typ, tt.name, got, tt.ok)
+			}
+		}
 	}
-	for _, tt := range tests {
-		if got := tt.t.Match(tt.want, tt.data); got != tt.ok {
-			t.Errorf("%s: got %t, want %t", tt.name, got, tt.ok)
+	for _, want := range [][]byte{nil, make([]byte, csum.MaxSize)} {
+		if csum.Type(9).Match(want, data) {
+			t.Errorf("an unknown type matches %x", want)
 		}
 	}
 }
 
-func TestUnsupportedSumIsZero(t *testing.T) {
+func TestUnknownSumIsZero(t *testing.T) {
 	dst := [csum.MaxSize]byte{1, 2, 3}
-	csum.BLAKE2b.Sum(&dst, []byte("x"))
+	csum.Type(9).Sum(&dst, []byte("x"))
 	if dst != [csum.MaxSize]byte{} {
 		t.Errorf("got %x, want zeros", dst)
 	}
@@ -95,25 +154,35 @@ func TestUnsupportedSumIsZero(t *testing.T) {
 func TestNoAllocations(t *testing.T) {
 	data := make([]byte, 4096)
 	var sum [csum.MaxSize]byte
-	if n := testing.AllocsPerRun(100, func() {
-		csum.CRC32C.Sum(&sum, data)
-		if !csum.CRC32C.Match(sum[:4], data) {
-			t.Error("own sum does not match")
+	for _, typ := range types {
+		if n := testing.AllocsPerRun(100, func() {
+			typ.Sum(&sum, data)
+			if !typ.Match(sum[:typ.Size()], data) {
+				t.Fatal("own sum does not match")
+			}
+		}); n != 0 {
+			t.Errorf("%s: got %v allocations per run, want 0", typ, n)
 		}
-	}); n != 0 {
-		t.Errorf("got %v allocations per run, want 0", n)
 	}
 }
 
-func BenchmarkMatch4K(b *testing.B) {
-	data := make([]byte, 4096)
-	var sum [csum.MaxSize]byte
-	csum.CRC32C.Sum(&sum, data)
-	b.SetBytes(int64(len(data)))
-	b.ReportAllocs()
-	for b.Loop() {
-		if !csum.CRC32C.Match(sum[:4], data) {
-			b.Fatal("own sum does not match")
+// BenchmarkMatch checks a sector and a tree block. To compare BLAKE2b's code for AVX2 with that for any CPU:
+// -tags purego, or GODEBUG=cpu.avx2=off,cpu.avx=off,cpu.sse41=off.
+func BenchmarkMatch(b *testing.B) {
+	for _, typ := range types {
+		for _, size := range []int{4096, 16384} {
+			b.Run(fmt.Sprintf("%s/%d", typ, size), func(b *testing.B) {
+				data := make([]byte, size)
+				var sum [csum.MaxSize]byte
+				typ.Sum(&sum, data)
+				b.SetBytes(int64(size))
+				b.ReportAllocs()
+				for b.Loop() {
+					if !typ.Match(sum[:typ.Size()], data) {
+						b.Fatal("own sum does not match")
+					}
+				}
+			})
 		}
 	}
 }

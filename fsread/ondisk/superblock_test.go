@@ -94,7 +94,6 @@ func TestSuperblockRefused(t *testing.T) {
 	}{
 		{"magic", func(b []byte) { b[64] = '!' }, ondisk.ErrNoMagic, ""},
 		{"zeroed magic", func(b []byte) { clear(b[64:72]) }, ondisk.ErrNoMagic, ""},
-		{"xxhash64", func(b []byte) { u16(b, 196, 1) }, ondisk.ErrUnsupported, "checksum type xxhash64 is not supported"},
 		{"unknown checksum type", func(b []byte) { u16(b, 196, 77) }, ondisk.ErrUnsupported, "checksum type unknown-77"},
 		{"root_level", func(b []byte) { b[198] = 8 }, corrupt, "root_level 8"},
 		{"chunk_root_level", func(b []byte) { b[199] = 8 }, corrupt, "chunk_root_level 8"},
