@@ -3,10 +3,7 @@ package fsread
 import (
 	"errors"
 	"fmt"
-	"strings"
 
-	"github.com/btrexport/btrexport/fsread/csum"
-	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
 )
 
@@ -84,25 +81,4 @@ func (e *LostError) Unwrap() []error {
 		errs[i] = &e.Ranges[i].Cause
 	}
 	return errs
-}
-
-// ChecksumError is a block whose bytes are not those that its checksum was made of.
-type ChecksumError struct {
-	Type      csum.Type
-	Got, Want []byte
-}
-
-func (e *ChecksumError) Error() string {
-	return fmt.Sprintf("%s is %s, want %s", e.Type, hexLE(e.Got), hexLE(e.Want))
-}
-
-func (e *ChecksumError) Unwrap() error { return ondisk.ErrChecksum }
-
-// hexLE prints a checksum as the number that it is on the disk: little-endian.
-func hexLE(b []byte) string {
-	var s strings.Builder
-	for i := len(b) - 1; i >= 0; i-- {
-		fmt.Fprintf(&s, "%02x", b[i])
-	}
-	return s.String()
 }

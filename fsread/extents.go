@@ -31,20 +31,8 @@ type Segment struct {
 	Kind     Kind
 	Logical  ondisk.Logical // of the first byte, for Plain
 	Inline   []byte         // for Inline: its bytes; what they leave of Len is zero
+	Skip     uint64         // for Compressed: bytes of the inflated extent in front of the part
 	Extent   ondisk.FileExtent
-}
-
-// readable refuses by name what this version does not inflate.
-func readable(x *ondisk.FileExtent) error {
-	switch x.Compression {
-	case ondisk.CompressNone:
-		return nil
-	case ondisk.CompressZlib:
-		return &ondisk.UnsupportedError{Feature: "zlib compression"}
-	case ondisk.CompressLZO:
-		return &ondisk.UnsupportedError{Feature: "lzo compression"}
-	}
-	return &ondisk.UnsupportedError{Feature: "zstd compression"}
 }
 
 // walker goes over the extents of a file from an offset on, in segments without gap. A tree block that
@@ -130,7 +118,10 @@ func (w *walker) segment(x *ondisk.FileExtent, start, span uint64) Segment {
 	case x.Type == ondisk.ExtentRegular && x.DiskBytenr == 0:
 		s.Kind = Hole
 	case x.Compression != ondisk.CompressNone:
-		s.Kind = Compressed
+		s.Kind, s.Skip = Compressed, in
+		if x.Type != ondisk.ExtentInline {
+			s.Skip += x.Offset
+		}
 	case x.Type == ondisk.ExtentInline:
 		s.Kind = Inline
 		s.Inline = x.Inline[min(in, uint64(len(x.Inline))):]

@@ -20,7 +20,8 @@ type Options struct {
 	// Changing says that the kernel has the filesystem mounted read-write: blocks of the generation
 	// that was opened may be overwritten, so bytes that no checksum vouches for are refused.
 	Changing bool
-	// CacheBytes bounds the cache of tree blocks; 0 means 64 MiB, and at least 4 MiB is taken.
+	// CacheBytes bounds the caches of tree blocks and of inflated extents together; 0 means 64 MiB, and at
+	// least 4 MiB is taken.
 	CacheBytes int64
 	Pool       *devio.Pool                    // for every buffer; nil: one of its own
 	Stats      volume.Stats                   // nil: none
@@ -48,10 +49,11 @@ type FS struct {
 	copied int // which copy of the superblock was used
 	devs   []volume.Device
 
-	life   context.Context // ends with Close: for reads that must wait for tree blocks
-	end    context.CancelCauseFunc
-	plans  planners
-	submit sync.Pool // of *submission
+	life     context.Context // ends with Close: for reads that must wait for tree blocks
+	end      context.CancelCauseFunc
+	plans    planners
+	inflater *inflater
+	submit   sync.Pool // of *submission
 }
 
 // Open assembles a filesystem from its devices, in any order. On success the FS owns them. Errors:
@@ -78,6 +80,7 @@ func Open(ctx context.Context, devs []volume.Device, o Options) (*FS, error) {
 	}
 	fs.life, fs.end = context.WithCancelCause(context.Background())
 	fs.plans.fs = fs
+	fs.inflater = newInflater(fs, fs.cacheBytes()-fs.treeCache())
 	fs.submit.New = func() any { return &submission{} }
 	return fs, nil
 }
@@ -139,7 +142,7 @@ func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
 	if fs.vol, err = boot.WithChunks(devices, chunks); err != nil {
 		return err
 	}
-	fs.reader = btree.NewReader(fs.vol, fs.cacheBytes())
+	fs.reader = btree.NewReader(fs.vol, fs.treeCache())
 	fs.roots = fs.reader.Tree(ondisk.TreeRoot, btree.Pointer{Logical: set.Super.Root, Generation: set.Super.Generation, Level: set.Super.RootLevel})
 	return fs.openCsums(ctx)
 }
@@ -150,6 +153,10 @@ func (fs *FS) cacheBytes() int64 {
 	}
 	return max(fs.opts.CacheBytes, minCache)
 }
+
+// treeCache is the part of the cache that tree blocks have for themselves, so that a stream of extents
+// does not drive out the roots.
+func (fs *FS) treeCache() int64 { return max(fs.cacheBytes()/4, minCache/2) }
 
 func (fs *FS) readChunkTree(ctx context.Context, boot *volume.Volume) (devices []ondisk.DevItem, chunks []ondisk.ChunkEntry, err error) {
 	sb := fs.super
@@ -190,6 +197,7 @@ func (fs *FS) Close() error {
 		errs = append(errs, d.Close())
 	}
 	fs.plans.close()
+	fs.inflater.close()
 	if fs.own {
 		fs.pool.Close()
 	}

@@ -140,23 +140,12 @@ func reversed(p []byte) []byte {
 // TestRefusedData holds that what can't be read rightly is an error of its kind, never other bytes.
 func TestRefusedData(t *testing.T) {
 	a := pattern(64<<10, 2)
-	compressed := func(kind uint8) ondisk.FileExtent {
-		x := plain(dataStart, 4096, 0, 8192)
-		x.Compression, x.RAMBytes = kind, 8192
-		return x
-	}
 	for _, c := range []struct {
 		name string
 		make func(b *builder)
 		kind error
 		word string
 	}{
-		{"zlib", func(b *builder) { b.extent(0, compressed(ondisk.CompressZlib)) }, ondisk.ErrUnsupported, "zlib"},
-		{"lzo", func(b *builder) { b.extent(0, compressed(ondisk.CompressLZO)) }, ondisk.ErrUnsupported, "lzo"},
-		{"zstd", func(b *builder) { b.extent(0, compressed(ondisk.CompressZstd)) }, ondisk.ErrUnsupported, "zstd"},
-		{"inline zstd", func(b *builder) {
-			b.extent(0, ondisk.FileExtent{Type: ondisk.ExtentInline, Compression: ondisk.CompressZstd, RAMBytes: 2000, Inline: a[:50]})
-		}, ondisk.ErrUnsupported, "zstd"},
 		{"missing checksums", func(b *builder) {
 			b.data(dataStart, a, false)
 			b.extent(0, plain(dataStart, 65536, 0, 65536))

@@ -2,7 +2,9 @@ package fsread
 
 import (
 	"context"
+	"fmt"
 
+	"github.com/btrexport/btrexport/fsread/codec"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
@@ -10,7 +12,8 @@ import (
 // the checksums of their sectors. noWait: answer btree.ErrNotCached rather than read a tree block. It may
 // be called again after an error, and starts afresh.
 func (r *Read) plan(ctx context.Context, noWait bool) error {
-	r.used, r.sums, r.have = 0, r.sums[:0], r.have[:0]
+	r.used = 0
+	r.sums.reset()
 	r.walk.begin(r.file, r.window, r.window+uint64(len(r.buf.B)), noWait)
 	r.sumCur.NoWait = noWait
 	for {
@@ -27,7 +30,9 @@ func (r *Read) plan(ctx context.Context, noWait bool) error {
 			n := copy(b, s.Inline)
 			clear(b[n:])
 		case Compressed:
-			return readable(&s.Extent)
+			if err := r.addCompressed(ctx, &s, at, b); err != nil {
+				return err
+			}
 		case Plain:
 			if err := r.addPiece(ctx, s.Logical, at, b); err != nil {
 				return err
@@ -36,84 +41,81 @@ func (r *Read) plan(ctx context.Context, noWait bool) error {
 	}
 }
 
-// addPiece plans the read of b, len(b) bytes at logical.
+// addPiece plans the read of b, which lies at at of the read's buffer: len(b) bytes at logical.
 func (r *Read) addPiece(ctx context.Context, logical ondisk.Logical, at int, b []byte) error {
-	fs := r.file.fs
-	if r.file.noSums && fs.opts.Changing {
-		return ErrUnverifiable
+	p, err := r.newPiece(at, len(b))
+	if err != nil {
+		return err
 	}
-	if r.used == len(r.pieces) {
-		r.pieces = append(r.pieces, &piece{})
-	}
-	p := r.pieces[r.used]
-	r.used++
-	p.read, p.at, p.first = r, at, len(r.have)
-	p.Logical, p.Buf, p.Unit, p.Done = logical, b, int(fs.super.SectorSize), p
-	if p.Verifier = p; r.file.noSums {
+	p.Logical, p.Buf, p.Unit, p.Done = logical, b, int(r.file.fs.super.SectorSize), p
+	p.Verifier, p.extent = p, extentKey{}
+	if r.file.noSums {
 		p.Verifier = nil
 		return nil
 	}
 	return r.loadSums(ctx, logical, len(b)/p.Unit)
 }
 
+// addCompressed takes a part of a compressed extent from the cache, or plans the read of all of it.
+func (r *Read) addCompressed(ctx context.Context, s *Segment, at int, b []byte) error {
+	x := &s.Extent
+	in := r.file.fs.inflater
+	if x.Type == ondisk.ExtentInline {
+		if err := in.inflateInline(s, b); err != nil {
+			return fmt.Errorf("inode %d offset %d: inline extent: %w", r.file.ino, s.Off, err)
+		}
+		return nil
+	}
+	k := extentKey{logical: x.DiskBytenr, generation: x.Generation, disk: uint32(x.DiskNumBytes), ram: uint32(x.RAMBytes), kind: codec.Kind(x.Compression)}
+	if in.copyCached(k, b, int(s.Skip)) {
+		return nil
+	}
+	p, err := r.newPiece(at, len(b))
+	if err != nil {
+		return err
+	}
+	p.extent, p.skip = k, int(s.Skip)
+	if r.file.noSums {
+		return nil
+	}
+	return r.loadSums(ctx, x.DiskBytenr, int(x.DiskNumBytes)/int(r.file.fs.super.SectorSize))
+}
+
+// newPiece takes the next piece of the read, used before or new.
+func (r *Read) newPiece(at, n int) (*piece, error) {
+	if r.file.noSums && r.file.fs.opts.Changing {
+		return nil, ErrUnverifiable
+	}
+	if r.used == len(r.pieces) {
+		r.pieces = append(r.pieces, &piece{})
+	}
+	p := r.pieces[r.used]
+	r.used++
+	p.read, p.at, p.n, p.first = r, at, n, len(r.sums.have)
+	return p, nil
+}
+
 // loadSums appends the checksums of n sectors at logical, from as many items of the checksum tree as
 // hold them: where items start and end, leaf space decides. A sector that no item covers stays without.
 func (r *Read) loadSums(ctx context.Context, logical ondisk.Logical, n int) error {
 	fs := r.file.fs
-	size, ss := fs.super.CsumType.Size(), uint64(fs.super.SectorSize)
-	first := len(r.have)
-	for range n {
-		r.have = append(r.have, false)
-	}
-	r.sums = extend(r.sums, n*size)
-	from, to := uint64(logical), uint64(logical)+uint64(n)*ss
-	if err := r.sumCur.Seek(ctx, fs.csums, ondisk.Key{ObjectID: ondisk.CsumObjectID, Type: ondisk.TypeExtentCsum, Offset: from}); err != nil {
+	ss := uint64(fs.super.SectorSize)
+	w := sumWindow{sums: &r.sums, first: len(r.sums.have), from: uint64(logical), to: uint64(logical) + uint64(n)*ss,
+		size: fs.super.CsumType.Size(), sector: ss}
+	r.sums.grow(n, w.size)
+	if err := r.sumCur.Seek(ctx, fs.csums, ondisk.Key{ObjectID: ondisk.CsumObjectID, Type: ondisk.TypeExtentCsum, Offset: w.from}); err != nil {
 		return err
 	}
-	for ok := true; ok; {
-		if r.sumCur.Valid() {
-			k, item := r.sumCur.Key(), r.sumCur.Item()
-			if k.ObjectID == ondisk.CsumObjectID && k.Type == ondisk.TypeExtentCsum {
-				if k.Offset >= to {
-					return nil
-				}
-				r.takeSums(first, from, to, k.Offset, item)
-				if k.Offset+uint64(len(item)/size)*ss >= to {
-					return nil
-				}
-			} else if k.Compare(ondisk.Key{ObjectID: ondisk.CsumObjectID, Type: ondisk.TypeExtentCsum}) > 0 {
-				return nil
-			}
-		}
-		var err error
-		if ok, err = r.sumCur.Next(ctx); err != nil {
+	if r.sumCur.Valid() && !w.take(r.sumCur.Key(), r.sumCur.Item()) {
+		return nil
+	}
+	for {
+		ok, err := r.sumCur.Next(ctx)
+		if err != nil || !ok {
 			return err
 		}
+		if !w.take(r.sumCur.Key(), r.sumCur.Item()) {
+			return nil
+		}
 	}
-	return nil
-}
-
-// takeSums copies what an item, which starts at logical start, holds of the sectors in [from, to).
-func (r *Read) takeSums(first int, from, to, start uint64, item []byte) {
-	fs := r.file.fs
-	size, ss := fs.super.CsumType.Size(), uint64(fs.super.SectorSize)
-	end := start + uint64(len(item)/size)*ss
-	lo, hi := max(from, start), min(to, end)
-	if lo >= hi {
-		return
-	}
-	at, n := first+int((lo-from)/ss), int((hi-lo)/ss)
-	skip := int((lo - start) / ss)
-	copy(r.sums[at*size:(at+n)*size], item[skip*size:(skip+n)*size])
-	for i := at; i < at+n; i++ {
-		r.have[i] = true
-	}
-}
-
-// extend lengthens b by n bytes of any content.
-func extend(b []byte, n int) []byte {
-	if cap(b)-len(b) >= n {
-		return b[:len(b)+n]
-	}
-	return append(b, make([]byte, n)...)
 }

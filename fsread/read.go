@@ -9,7 +9,6 @@ import (
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/btree"
-	"github.com/btrexport/btrexport/fsread/csum"
 	"github.com/btrexport/btrexport/fsread/volume"
 )
 
@@ -33,8 +32,7 @@ type Read struct {
 	window uint64        // file offset of buf's first byte
 	pieces []*piece      // kept for the next use; the first used are this read's
 	used   int
-	sums   []byte // checksums of the sectors that the pieces read, csum.Type.Size() each
-	have   []bool // whether the checksum is there
+	sums   sums // of the sectors that the pieces read
 	walk   walker
 	sumCur btree.Cursor
 
@@ -44,13 +42,21 @@ type Read struct {
 	next    *Read       // in the planners' queue
 }
 
-// piece is one plain extent, or a part of it: it verifies its own sectors.
+// piece is a part of one extent. Of a plain one it is the request for just that part, and verifies its own
+// sectors; of a compressed one it waits for the flight of the whole extent.
 type piece struct {
 	volume.Request
 	read  *Read
-	at    int // of the read's buffer
-	first int // of its sectors' checksums in sums and have
+	at, n int // of the read's buffer
+	first int // of its sectors' checksums in the read's sums
+
+	extent extentKey // of a compressed extent; zero: plain
+	skip   int       // bytes of the inflated extent in front of the part
+	next   *piece    // that waits for the same flight
 }
+
+// dst is where the piece's bytes go.
+func (p *piece) dst() []byte { return p.read.buf.B[p.at : p.at+p.n] }
 
 // Payload is the bytes read, lent until Release.
 func (r *Read) Payload() []byte {
@@ -84,36 +90,23 @@ func (r *Read) start(f *File) error {
 
 // VerifyUnit holds one sector against its checksum.
 func (p *piece) VerifyUnit(i int, b []byte) error {
-	r := p.read
-	if !r.have[p.first+i] {
-		return volume.ErrNoChecksum
-	}
-	t := r.file.fs.super.CsumType
-	n := t.Size()
-	want := r.sums[(p.first+i)*n:][:n]
-	if t.Match(want, b) {
-		return nil
-	}
-	return checksumError(t, want, b)
-}
-
-func checksumError(t csum.Type, want, b []byte) error {
-	var got [32]byte
-	t.Sum(&got, b)
-	return &ChecksumError{Type: t, Got: slices.Clone(got[:t.Size()]), Want: slices.Clone(want)}
+	return p.read.sums.check(p.read.file.fs.super.CsumType, p.first+i, b)
 }
 
 // RequestDone takes a piece's losses over. It runs on whoever completed the piece.
 func (p *piece) RequestDone(q *volume.Request) {
 	r := p.read
-	if len(q.Lost) > 0 {
-		r.mu.Lock()
-		for _, l := range q.Lost {
-			r.lost = append(r.lost, LostRange{Off: r.window + uint64(p.at+l.Off), Len: uint64(l.Len), Cause: l})
-		}
-		r.mu.Unlock()
+	for _, l := range q.Lost {
+		r.lose(LostRange{Off: r.window + uint64(p.at+l.Off), Len: uint64(l.Len), Cause: l})
 	}
 	r.release()
+}
+
+// lose notes a lost range of the window.
+func (r *Read) lose(l LostRange) {
+	r.mu.Lock()
+	r.lost = append(r.lost, l)
+	r.mu.Unlock()
 }
 
 func (r *Read) release() {
@@ -171,8 +164,13 @@ func (s *submission) add(r *Read) {
 		return
 	}
 	r.pending.Store(int32(r.used))
+	in := r.file.fs.inflater
 	for _, p := range r.pieces[:r.used] {
-		s.reqs = append(s.reqs, &p.Request)
+		if p.extent == (extentKey{}) {
+			s.reqs = append(s.reqs, &p.Request)
+		} else {
+			in.start(p, s)
+		}
 	}
 }
 

@@ -3,24 +3,26 @@
 // small queue unasked. One long scan therefore does not drive out what is in use.
 // See Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023.
 //
-// A value that was evicted may still be in use by who got it: values are immutable and collected by Go.
+// Values are immutable. One that was evicted may still be in use by who got it: values that Go collects
+// need no more care, others are counted (NewCounted).
 package cache
 
 import (
-	"container/list"
 	"hash/maphash"
 	"sync"
 )
 
 const shards = 16
 
-// entryOverhead is what an entry costs beside its value: list element, map slot, key. Bytes.
+// entryOverhead is what an entry costs beside its value: entry, map slot, remembered key. Bytes.
 const entryOverhead = 200
 
-// Cache is bounded in bytes, over all shards. It may be used concurrently.
+// Cache is bounded in bytes, over all shards. It may be used concurrently. An entry's place is used again
+// for another, so that a full cache allocates next to nothing.
 type Cache[K comparable, V any] struct {
-	seed   maphash.Seed
-	shards [shards]shard[K, V]
+	seed            maphash.Seed
+	retain, release func(V) // nil: values are not counted
+	shards          [shards]shard[K, V]
 }
 
 type shard[K comparable, V any] struct {
@@ -28,28 +30,72 @@ type shard[K comparable, V any] struct {
 	limit       int64 // immutable
 	bytes       int64 // guarded by mu, as all below
 	smallBytes  int64
-	entries     map[K]*list.Element
-	small, main list.List // of *entry, oldest in front
-	ghosts      map[K]*list.Element
-	ghost       list.List // of K
+	entries     map[K]*entry[K, V]
+	small, main queue[K, V]
+	ghosts      map[K]uint64 // keys that left the small queue unasked, and when
+	ghostOrder  []ghost[K]   // from ghostHead on, oldest first; some no longer in ghosts
+	ghostHead   int
+	clock       uint64
+	spare       *entry[K, V] // linked by next
+}
+
+type ghost[K comparable] struct {
+	key K
+	at  uint64
 }
 
 type entry[K comparable, V any] struct {
-	key   K
-	value V
-	cost  int64
-	freq  uint8 // times asked for, up to 3
-	main  bool
+	key        K
+	value      V
+	cost       int64
+	freq       uint8 // times asked for, up to 3
+	main       bool
+	prev, next *entry[K, V]
+}
+
+// queue is a list of entries, oldest first.
+type queue[K comparable, V any] struct {
+	first, last *entry[K, V]
+}
+
+func (q *queue[K, V]) push(e *entry[K, V]) {
+	e.prev, e.next = q.last, nil
+	if q.last != nil {
+		q.last.next = e
+	} else {
+		q.first = e
+	}
+	q.last = e
+}
+
+func (q *queue[K, V]) remove(e *entry[K, V]) {
+	if e.prev != nil {
+		e.prev.next = e.next
+	} else {
+		q.first = e.next
+	}
+	if e.next != nil {
+		e.next.prev = e.prev
+	} else {
+		q.last = e.prev
+	}
+	e.prev, e.next = nil, nil
 }
 
 // New makes a cache that holds at most limit bytes, overhead of its own included.
 func New[K comparable, V any](limit int64) *Cache[K, V] {
-	c := &Cache[K, V]{seed: maphash.MakeSeed()}
+	return NewCounted[K, V](limit, nil, nil)
+}
+
+// NewCounted makes a cache of values that are counted: retain is called for each value that Put takes and
+// for each that Get gives, release for each that the cache lets go. Who gets a value releases it.
+func NewCounted[K comparable, V any](limit int64, retain, release func(V)) *Cache[K, V] {
+	c := &Cache[K, V]{seed: maphash.MakeSeed(), retain: retain, release: release}
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.limit = limit / shards
-		s.entries = make(map[K]*list.Element)
-		s.ghosts = make(map[K]*list.Element)
+		s.entries = make(map[K]*entry[K, V])
+		s.ghosts = make(map[K]uint64)
 	}
 	return c
 }
@@ -63,13 +109,15 @@ func (c *Cache[K, V]) Get(k K) (V, bool) {
 	s := c.shard(k)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	el, ok := s.entries[k]
+	e, ok := s.entries[k]
 	if !ok {
 		var zero V
 		return zero, false
 	}
-	e := el.Value.(*entry[K, V])
 	e.freq = min(e.freq+1, 3)
+	if c.retain != nil {
+		c.retain(e.value)
+	}
 	return e.value, true
 }
 
@@ -79,26 +127,46 @@ func (c *Cache[K, V]) Put(k K, v V, size int) {
 	cost := int64(size) + entryOverhead
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if el, ok := s.entries[k]; ok {
-		s.remove(el)
+	if e, ok := s.entries[k]; ok {
+		c.remove(s, e)
 	}
 	if cost > s.limit {
 		return
 	}
 	for s.bytes+cost > s.limit {
-		s.evict()
+		c.evict(s)
 	}
-	e := &entry[K, V]{key: k, value: v, cost: cost}
-	q := &s.small
-	if g, ok := s.ghosts[k]; ok {
-		s.ghost.Remove(g)
-		delete(s.ghosts, k)
-		e.main, q = true, &s.main
+	if c.retain != nil {
+		c.retain(v)
+	}
+	e := s.spare
+	if e == nil {
+		e = &entry[K, V]{}
 	} else {
+		s.spare = e.next
+	}
+	*e = entry[K, V]{key: k, value: v, cost: cost}
+	if _, e.main = s.ghosts[k]; e.main {
+		delete(s.ghosts, k)
+		s.main.push(e)
+	} else {
+		s.small.push(e)
 		s.smallBytes += cost
 	}
 	s.bytes += cost
-	s.entries[k] = q.PushBack(e)
+	s.entries[k] = e
+}
+
+// Clear lets every value go.
+func (c *Cache[K, V]) Clear() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		for _, e := range s.entries {
+			c.remove(s, e)
+		}
+		s.mu.Unlock()
+	}
 }
 
 // Bytes is what the cache holds now, overhead included.
@@ -113,49 +181,66 @@ func (c *Cache[K, V]) Bytes() int64 {
 	return n
 }
 
-// evict takes one step towards room: the small queue gives while it holds a tenth of the limit.
-func (s *shard[K, V]) evict() {
-	if s.small.Len() > 0 && (s.smallBytes > s.limit/10 || s.main.Len() == 0) {
-		s.evictSmall()
+// evict takes one step towards room: the small queue gives while it holds a tenth of the limit. s.mu is held,
+// as in all below.
+func (c *Cache[K, V]) evict(s *shard[K, V]) {
+	if s.small.first != nil && (s.smallBytes > s.limit/10 || s.main.first == nil) {
+		c.evictSmall(s)
 		return
 	}
-	el := s.main.Front()
-	e := el.Value.(*entry[K, V])
+	e := s.main.first
 	if e.freq > 0 {
 		e.freq--
-		s.main.MoveToBack(el)
+		s.main.remove(e)
+		s.main.push(e)
 		return
 	}
-	s.remove(el)
+	c.remove(s, e)
 }
 
 // evictSmall moves the oldest to the main queue when it was asked for, else remembers its key alone.
-func (s *shard[K, V]) evictSmall() {
-	el := s.small.Front()
-	e := el.Value.(*entry[K, V])
+func (c *Cache[K, V]) evictSmall(s *shard[K, V]) {
+	e := s.small.first
 	if e.freq > 0 {
-		s.small.Remove(el)
+		s.small.remove(e)
 		s.smallBytes -= e.cost
 		e.freq, e.main = 0, true
-		s.entries[e.key] = s.main.PushBack(e)
+		s.main.push(e)
 		return
 	}
-	s.remove(el)
-	s.ghosts[e.key] = s.ghost.PushBack(e.key)
-	for s.ghost.Len() > len(s.entries)+16 {
-		old := s.ghost.Front()
-		delete(s.ghosts, s.ghost.Remove(old).(K))
+	s.remember(e.key)
+	c.remove(s, e)
+}
+
+// remember keeps as many keys as there are entries.
+func (s *shard[K, V]) remember(k K) {
+	s.clock++
+	s.ghosts[k] = s.clock
+	s.ghostOrder = append(s.ghostOrder, ghost[K]{k, s.clock})
+	for ; len(s.ghostOrder)-s.ghostHead > len(s.entries)+16; s.ghostHead++ {
+		if g := s.ghostOrder[s.ghostHead]; s.ghosts[g.key] == g.at {
+			delete(s.ghosts, g.key)
+		}
+	}
+	if s.ghostHead > len(s.ghostOrder)/2 {
+		s.ghostOrder = s.ghostOrder[:copy(s.ghostOrder, s.ghostOrder[s.ghostHead:])]
+		s.ghostHead = 0
 	}
 }
 
-func (s *shard[K, V]) remove(el *list.Element) {
-	e := el.Value.(*entry[K, V])
+// remove lets an entry go; its place is kept for another.
+func (c *Cache[K, V]) remove(s *shard[K, V], e *entry[K, V]) {
 	if e.main {
-		s.main.Remove(el)
+		s.main.remove(e)
 	} else {
-		s.small.Remove(el)
+		s.small.remove(e)
 		s.smallBytes -= e.cost
 	}
 	s.bytes -= e.cost
 	delete(s.entries, e.key)
+	if c.release != nil {
+		c.release(e.value)
+	}
+	*e = entry[K, V]{next: s.spare}
+	s.spare = e
 }

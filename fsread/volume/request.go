@@ -33,6 +33,7 @@ type Request struct {
 	Buf      []byte   // aligned as devio asks; its length a multiple of Unit
 	Unit     int      // bytes that are checked, and read again, together: sectorsize or nodesize
 	Verifier Verifier // nil: there is nothing to judge by, what a device delivers is taken
+	Weak     bool     // Verifier can refuse a unit but not vouch for it: stale copies serve no more than without one
 	Metadata bool     // for the statistics
 	Done     Completer
 
@@ -99,6 +100,9 @@ func (b *batch) submit(v *Volume) {
 	v.batches.Put(b)
 }
 
+// vouched says whether a unit that passes its check is sure to be right.
+func (r *Request) vouched() bool { return r.Verifier != nil && !r.Weak }
+
 // planFirst lays out the first round: the whole range, each piece from the copy that is best to ask.
 func (r *Request) planFirst() {
 	r.frags, r.runs, r.split = r.frags[:0], r.runs[:0], false
@@ -113,7 +117,7 @@ func (r *Request) planFirst() {
 		n := int(min(uint64(len(r.Buf)-off), c.extent(in), maxRun))
 		mirror := r.continued(c, in, n)
 		if mirror == 0 {
-			mirror = r.vol.choose(c, in, r.Verifier != nil)
+			mirror = r.vol.choose(c, in, r.vouched())
 		}
 		if mirror == 0 {
 			n = r.noCopy(c, off, n)

@@ -155,7 +155,7 @@ func (r *Request) countRetry(u *badUnit) {
 func (r *Request) exclude(u *badUnit, c *chunk, in uint64) {
 	for m := Mirror(1); int(m) <= c.copies; m++ {
 		d, phys := c.locate(in, m)
-		if err := d.usable(r.Verifier != nil, r.vol.opts.Degraded); err != nil && u.tried[m-1] == untried {
+		if err := d.usable(r.vouched(), r.vol.opts.Degraded); err != nil && u.tried[m-1] == untried {
 			u.tried[m-1] = spent
 			u.note(&CopyError{Logical: c.start + ondisk.Logical(in), Dev: d.id, Name: d.name(), Physical: phys, Mirror: m, Err: err})
 		}

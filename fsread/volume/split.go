@@ -96,7 +96,7 @@ func (r *Request) planCombo(u *badUnit) bool {
 		mirrors[pieces] = Mirror(digits%c.copies) + 1
 		digits /= c.copies
 		d, phys := c.locate(in, mirrors[pieces])
-		if err := d.usable(r.Verifier != nil, r.vol.opts.Degraded); err != nil {
+		if err := d.usable(r.vouched(), r.vol.opts.Degraded); err != nil {
 			usable = false
 			u.note(&CopyError{Logical: l, Dev: d.id, Name: d.name(), Physical: phys, Mirror: mirrors[pieces], Err: err})
 		}

@@ -214,6 +214,9 @@ func (v *Volume) Chunks(f func(start ondisk.Logical, c *ondisk.Chunk)) {
 	}
 }
 
+// CountLost counts units that were read and can't be used all the same.
+func (v *Volume) CountLost(units int) { v.opts.Stats.Lost(units) }
+
 // Super is the superblock that the filesystem was opened by.
 func (v *Volume) Super() *ondisk.Superblock { return v.super }
 

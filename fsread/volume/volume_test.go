@@ -236,6 +236,28 @@ func TestUnverified(t *testing.T) {
 	}
 }
 
+// TestWeakVerifier has a check that can refuse but not vouch: the other copy is asked when it refuses, and a
+// stale one never.
+func TestWeakVerifier(t *testing.T) {
+	for _, stale := range []bool{false, true} {
+		r := newRig(t, shape{ondisk.RAID1, 2}, 2)
+		r.v.members[0].stale = stale
+		r.devs[1].Corrupt(faultdev.Range(devBase, testUnit))
+		r.v.members[0].load.Add(1 << 30) // so that the bad one is asked first
+		q := &result{buf: r.pool.Get(testUnit), want: r.data[:testUnit], done: make(chan struct{})}
+		q.Request = Request{Logical: chunkBase, Buf: q.buf.B, Unit: testUnit, Verifier: q, Weak: true, Done: q}
+		r.v.Submit([]*Request{&q.Request})
+		<-q.done
+		r.v.members[0].load.Add(-1 << 30)
+		if stale != (len(q.Lost) > 0) || (stale && !errors.Is(&q.Lost[0], ErrStale)) {
+			t.Errorf("stale %v: lost %v", stale, q.Lost)
+		} else if !stale {
+			q.mustHold(t)
+		}
+		q.buf.Release()
+	}
+}
+
 // TestStaleLast asks a device that missed writes only when the other copy failed.
 func TestStaleLast(t *testing.T) {
 	r := newRig(t, shape{ondisk.RAID1C3, 3}, 2)

@@ -200,13 +200,13 @@ func refusedSpecs() []Spec {
 	}
 	for _, c := range []string{"zlib", "lzo", "zstd"} {
 		list = append(list, Spec{
-			Name: c, Note: "every file compressed with " + c, Refuse: c, RefuseFiles: true,
+			Name: c, Note: "every file compressed with " + c,
 			Options: kernelfs.Options{Data: "single", Metadata: "dup"}, Mount: "compress-force=" + c, Fill: zoo,
 		})
 	}
 	for _, c := range []string{"xxhash", "sha256", "blake2"} {
 		list = append(list, Spec{
-			Name: c, Note: "checksums " + c, Refuse: c,
+			Name: c, Note: "checksums " + c,
 			Options: kernelfs.Options{Data: "single", Metadata: "dup", Csum: c}, Fill: small,
 		})
 	}

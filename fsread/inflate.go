@@ -1,0 +1,253 @@
+package fsread
+
+import (
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/btrexport/btrexport/devio"
+	"github.com/btrexport/btrexport/fsread/cache"
+	"github.com/btrexport/btrexport/fsread/codec"
+	"github.com/btrexport/btrexport/fsread/ondisk"
+	"github.com/btrexport/btrexport/fsread/volume"
+)
+
+// extentKey tells compressed extents apart. The generation is among it, so that an extent that was written
+// later at the same address can never match.
+type extentKey struct {
+	logical    ondisk.Logical
+	generation uint64
+	disk, ram  uint32 // bytes on the disk, and inflated
+	kind       codec.Kind
+}
+
+// inflated is an extent's content. It is lent to the cache and to whoever copies from it, and goes back
+// to the pool with the last of them.
+type inflated struct {
+	buf  *devio.Buffer
+	refs atomic.Int32
+}
+
+func (x *inflated) retain() { x.refs.Add(1) }
+
+func (x *inflated) release() {
+	if x.refs.Add(-1) == 0 {
+		x.buf.Release()
+		x.buf = nil
+	}
+}
+
+// inflater reads and inflates compressed extents: each once for all who wait for it, on as many goroutines
+// as there are cores, which start on demand and end when there is nothing left.
+type inflater struct {
+	fs    *FS // immutable
+	cache *cache.Cache[extentKey, *inflated]
+	spare sync.Pool // of *flight
+	codes sync.Pool // of *codec.Decoder
+	wg    sync.WaitGroup
+
+	mu          sync.Mutex
+	flights     map[extentKey]*flight // guarded by mu, as all below
+	first, last *flight               // read, waiting for a decoder
+	running     int
+}
+
+// flight is one compressed extent being read and inflated.
+type flight struct {
+	volume.Request
+	fs      *FS
+	key     extentKey
+	disk    *devio.Buffer
+	out     *inflated
+	sums    sums
+	waiters *piece  // guarded by inflater.mu
+	next    *flight // in the decoders' queue
+}
+
+func newInflater(fs *FS, cacheBytes int64) *inflater {
+	in := &inflater{fs: fs, flights: make(map[extentKey]*flight)}
+	in.cache = cache.NewCounted[extentKey](cacheBytes, (*inflated).retain, (*inflated).release)
+	in.spare.New = func() any { return &flight{fs: fs} }
+	in.codes.New = func() any { return codec.NewDecoder() }
+	return in
+}
+
+// copyCached puts a part of an extent in place if it is cached.
+func (in *inflater) copyCached(k extentKey, dst []byte, skip int) bool {
+	x, ok := in.cache.Get(k)
+	if !ok {
+		return false
+	}
+	copy(dst, x.buf.B[skip:])
+	x.release()
+	return true
+}
+
+// start serves a piece from the cache, lets it wait for a flight of its extent, or begins one, whose device
+// read goes into s.
+func (in *inflater) start(p *piece, s *submission) {
+	in.mu.Lock()
+	if f := in.flights[p.extent]; f != nil {
+		p.next, f.waiters = f.waiters, p
+		in.mu.Unlock()
+		return
+	}
+	// A flight that has ended since the plan was made has left its extent here.
+	if in.copyCached(p.extent, p.dst(), p.skip) {
+		in.mu.Unlock()
+		p.read.release()
+		return
+	}
+	f := in.spare.Get().(*flight)
+	p.next = nil
+	f.key, f.waiters = p.extent, p
+	in.flights[p.extent] = f
+	in.mu.Unlock()
+	f.begin(p)
+	s.reqs = append(s.reqs, &f.Request)
+}
+
+// begin prepares the read of the whole extent. Where there are no checksums, inflating is the only check:
+// it can refuse a copy, though not vouch for one.
+func (f *flight) begin(p *piece) {
+	n := int(f.key.disk)
+	f.disk = f.fs.pool.Get(n)
+	f.Logical, f.Buf, f.Done = f.key.logical, f.disk.B, f
+	f.Unit, f.Verifier, f.Weak = int(f.fs.super.SectorSize), f, false
+	if p.read.file.noSums {
+		f.Unit, f.Weak = n, true
+		return
+	}
+	f.sums.copyFrom(&p.read.sums, p.first, n/f.Unit)
+}
+
+// VerifyUnit holds a sector against its checksum, before anything is inflated.
+func (f *flight) VerifyUnit(i int, b []byte) error {
+	if f.Weak {
+		return f.inflate()
+	}
+	return f.sums.check(f.fs.super.CsumType, i, b)
+}
+
+// inflate fills out from disk.
+func (f *flight) inflate() error {
+	in := f.fs.inflater
+	if f.out == nil {
+		f.out = &inflated{buf: f.fs.pool.Get(int(f.key.ram))}
+		f.out.retain()
+	}
+	d := in.codes.Get().(*codec.Decoder)
+	defer in.codes.Put(d)
+	return d.Inflate(f.key.kind, f.out.buf.B, f.disk.B, int(f.fs.super.SectorSize))
+}
+
+// RequestDone ends the flight of an extent that no copy could serve whole, and hands others to a decoder.
+func (f *flight) RequestDone(q *volume.Request) {
+	switch {
+	case len(q.Lost) > 0:
+		f.end(&q.Lost[0])
+	case f.Weak:
+		f.end(nil)
+	default:
+		f.fs.inflater.queue(f)
+	}
+}
+
+func (in *inflater) queue(f *flight) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	f.next = nil
+	if in.last == nil {
+		in.first = f
+	} else {
+		in.last.next = f
+	}
+	in.last = f
+	if in.running < runtime.GOMAXPROCS(0) {
+		in.running++
+		in.wg.Add(1)
+		go in.run()
+	}
+}
+
+func (in *inflater) take() *flight {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	f := in.first
+	if f == nil {
+		in.running--
+		return nil
+	}
+	if in.first = f.next; in.first == nil {
+		in.last = nil
+	}
+	return f
+}
+
+// run is a decoder. What does not inflate though its checksums are right was broken before it was written:
+// other copies would be the same.
+func (in *inflater) run() {
+	defer in.wg.Done()
+	for f := in.take(); f != nil; f = in.take() {
+		if err := f.inflate(); err != nil {
+			in.fs.vol.CountLost(1)
+			f.end(&volume.Lost{Logical: f.key.logical, Err: err})
+			continue
+		}
+		f.end(nil)
+	}
+}
+
+// end gives every waiter its part, or its loss: of a compressed extent all is lost or nothing.
+func (f *flight) end(lost *volume.Lost) {
+	in := f.fs.inflater
+	if lost == nil {
+		in.cache.Put(f.key, f.out, int(f.key.ram))
+	}
+	in.mu.Lock()
+	delete(in.flights, f.key)
+	p := f.waiters
+	f.waiters = nil
+	in.mu.Unlock()
+	for p != nil {
+		next := p.next
+		if lost == nil {
+			copy(p.dst(), f.out.buf.B[p.skip:])
+		} else {
+			clear(p.dst())
+			p.read.lose(LostRange{Off: p.read.window + uint64(p.at), Len: uint64(p.n), Cause: *lost})
+		}
+		p.read.release()
+		p = next
+	}
+	f.disk.Release()
+	if f.out != nil {
+		f.out.release()
+	}
+	f.disk, f.out = nil, nil
+	in.spare.Put(f)
+}
+
+// inflateInline inflates an extent whose bytes are in the tree block.
+func (in *inflater) inflateInline(s *Segment, dst []byte) error {
+	x := &s.Extent
+	out := in.fs.pool.Get(max(int(x.RAMBytes), 1))
+	defer out.Release()
+	d := in.codes.Get().(*codec.Decoder)
+	defer in.codes.Put(d)
+	if err := d.Inflate(codec.Kind(x.Compression), out.B[:x.RAMBytes], x.Inline, int(in.fs.super.SectorSize)); err != nil {
+		return err
+	}
+	n := 0
+	if s.Skip < x.RAMBytes {
+		n = copy(dst, out.B[s.Skip:x.RAMBytes])
+	}
+	clear(dst[n:])
+	return nil
+}
+
+// close waits for the decoders and gives the cached extents back. No flight is under way by then.
+func (in *inflater) close() {
+	in.wg.Wait()
+	in.cache.Clear()
+}
