@@ -206,6 +206,11 @@ func compare(ctx context.Context, n *fsread.Node, e fsreadtest.Entry) error {
 		return err
 	case "file":
 		return compareFile(ctx, n, e)
+	case "char", "block":
+		major, minor := item.Device()
+		if got := fmt.Sprintf("%d:%d", major, minor); got != e.Rdev {
+			return fmt.Errorf("device %s, want %s", got, e.Rdev)
+		}
 	}
 	return nil
 }

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/btrexport/btrexport/fsread"
 )
@@ -277,7 +276,8 @@ func (r *row) numbers() [5]string {
 	i := r.node.Item()
 	length := strconv.FormatUint(i.Size, 10)
 	if r.mode&fs.ModeDevice != 0 {
-		length = fmt.Sprintf("%d, %d", unix.Major(i.RDev), unix.Minor(i.RDev))
+		major, minor := i.Device()
+		length = fmt.Sprintf("%d, %d", major, minor)
 	}
 	u := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
 	return [5]string{u(i.NLink), u(i.UID), u(i.GID), length, i.MTime.Time().Local().Format("2006-01-02 15:04")}
@@ -311,7 +311,8 @@ func (r *row) json() lsEntry {
 	e.Mode, e.Modified = fmt.Sprintf("%04o", i.Mode&0o7777), i.MTime.Time().Format(time.RFC3339Nano)
 	e.Subvolume, e.Inode = r.node.Subvolume().ID(), r.node.Inode()
 	if r.mode&fs.ModeDevice != 0 {
-		e.Device = fmt.Sprintf("%d:%d", unix.Major(i.RDev), unix.Minor(i.RDev))
+		major, minor := i.Device()
+		e.Device = fmt.Sprintf("%d:%d", major, minor)
 	}
 	return e
 }

@@ -159,3 +159,9 @@ func checkInodeExtrefs(b []byte) error {
 	}
 	return nil
 }
+
+// Device gives the numbers of a block or character device. On the disk is the kernel's own dev_t, major << 20 |
+// minor, and not what stat packs them into.
+func (i *InodeItem) Device() (major, minor uint32) {
+	return uint32(i.RDev >> 20), uint32(i.RDev & (1<<20 - 1))
+}
