@@ -110,9 +110,15 @@ func (fs *FS) report(set *volume.Set) {
 		if f.Copy > 0 {
 			fs.opts.Log.Warn("primary superblock is not usable, a mirror serves", "device", f.Dev.Name(), "err", errors.Join(f.Ruined...))
 		}
-		if f.Super.Generation < set.Super.Generation {
-			fs.opts.Log.Warn("device missed writes, its copies are asked last", "device", f.Dev.Name(),
-				"devid", uint64(f.Super.Dev.DevID), "generation", f.Super.Generation, "newest", set.Super.Generation)
+	}
+}
+
+// reportStale logs whose copies serve only where a checksum vouches for them.
+func (fs *FS) reportStale() {
+	for _, d := range fs.vol.Devices() {
+		if d.Stale {
+			fs.opts.Log.Warn("device missed writes, or was a seed and written to: its copies are asked last", "device", d.Name,
+				"devid", uint64(d.DevID), "generation", d.Generation, "newest", fs.super.Generation)
 		}
 	}
 }
@@ -142,6 +148,7 @@ func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
 	if fs.vol, err = boot.WithChunks(devices, chunks); err != nil {
 		return err
 	}
+	fs.reportStale()
 	fs.reader = btree.NewReader(fs.vol, fs.treeCache())
 	fs.roots = fs.reader.Tree(ondisk.TreeRoot, btree.Pointer{Logical: set.Super.Root, Generation: set.Super.Generation, Level: set.Super.RootLevel})
 	return fs.openCsums(ctx)

@@ -374,14 +374,15 @@ func TestLogTreeIsRefused(t *testing.T) {
 	}
 }
 
-// TestSeedIsRefused by name.
-func TestSeedIsRefused(t *testing.T) {
+// TestMissingSeedIsNamed, with the filesystem that it was.
+func TestMissingSeedIsNamed(t *testing.T) {
 	b := newBuilder(t)
 	seed := b.sb.Dev
 	seed.DevID, seed.FSID, seed.UUID = 2, ondisk.UUID{9}, ondisk.UUID{8}
 	b.put(ondisk.TreeChunk, 1, ondisk.TypeDevItem, 2, ondisktest.DevItem(seed))
 	b.build()
-	if _, err := openMem(t, b.disk); !errors.Is(err, ondisk.ErrUnsupported) || !strings.Contains(err.Error(), "seed") {
-		t.Errorf("got %v, want the seed device refused", err)
+	want := "devid 2 (uuid " + seed.UUID.String() + ", a seed device of filesystem " + seed.FSID.String() + ") is missing"
+	if _, err := openMem(t, b.disk); !errors.Is(err, volume.ErrMissing) || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %q", err, want)
 	}
 }

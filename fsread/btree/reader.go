@@ -50,7 +50,7 @@ func NewReader(vol *volume.Volume, cacheBytes int64) *Reader {
 	sb := vol.Super()
 	return &Reader{
 		vol: vol,
-		expect: ondisk.Expect{FSID: sb.TreeFSID(), Csum: sb.CsumType, SectorSize: sb.SectorSize, NodeSize: sb.NodeSize,
+		expect: ondisk.Expect{FSID: sb.TreeFSID(), Seeds: vol.SeedFSIDs(), Csum: sb.CsumType, SectorSize: sb.SectorSize, NodeSize: sb.NodeSize,
 			MaxGeneration: sb.Generation},
 		csum:    sb.CsumType.Size(),
 		cache:   cache.New[blockKey, ondisk.Block](cacheBytes),

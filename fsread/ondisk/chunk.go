@@ -25,7 +25,7 @@ type DevItem struct {
 	DevID                 devio.DevID
 	TotalBytes, BytesUsed uint64
 	SectorSize            uint32
-	Type, Generation      uint64 // the kernel leaves both at 0
+	Type, Generation      uint64 // 0, but for a seed: the generation that its superblock must have
 	UUID                  UUID
 	FSID                  UUID // of the filesystem that the device was made for: differs on a seed
 }

@@ -46,7 +46,8 @@ type member struct {
 	dev   Device // nil: missing
 	super *ondisk.Superblock
 	index int  // place in Volume.members: a batch keeps one list of reads for each
-	stale bool // its superblock is older than the filesystem's: it missed writes
+	seed  bool // it belongs to a seed: a filesystem that this one has sprouted from
+	stale bool // its superblock is not of the generation that it must be: it missed writes, or a seed was written to
 
 	load atomic.Int64 // bytes planned for this device and not yet delivered
 }

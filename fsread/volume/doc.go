@@ -8,6 +8,10 @@
 // the whole one once its caller has read the chunk tree. A Volume is immutable and may be
 // used concurrently.
 //
+// A filesystem that has sprouted from a seed goes on reading the seed's devices, which keep an
+// fsid and a generation of their own. Scan takes them along by their flag alone; WithChunks then
+// holds each against the chunk tree, which knows a device by devid, uuid and fsid.
+//
 // Verify and retry is one mechanism for data and metadata. A Request is a logical range, a
 // unit (sector or node) and a Verifier that says whether a unit is good. The first round
 // reads the whole range in few, large, vectored reads; every unit whose read or check failed

@@ -19,12 +19,18 @@ type Found struct {
 	Copy int
 	// Ruined lists what was wrong with copies that hold a btrfs superblock no more, or a broken one.
 	Ruined []error
+	// Seed marks a device of another filesystem that can be a seed of this one. The chunk tree tells
+	// whether it is: Volume.WithChunks refuses it otherwise.
+	Seed bool
+	// Stale marks a device that missed writes: others of its own filesystem have a newer superblock.
+	// A seed is not stale for being older than what sprouted from it.
+	Stale bool
 }
 
-// Set is the devices of one filesystem, as far as they were given.
+// Set is the devices of one filesystem, those of its seeds among them, as far as they were given.
 type Set struct {
 	Devices []Found
-	// Super is the filesystem's: of the highest generation among the devices.
+	// Super is the filesystem's: of the highest generation among its own devices.
 	Super *ondisk.Superblock
 	// Copy is which copy of its device Super was.
 	Copy int
@@ -33,8 +39,9 @@ type Set struct {
 }
 
 // Scan reads every superblock copy of every device and groups the devices into one filesystem.
-// Errors: ErrNoFilesystem for a device without one, ErrDevices for devices of two filesystems or
-// one device given twice, *ondisk.UnsupportedError for a filesystem that is refused by name.
+// Errors: ErrNoFilesystem for a device without one, ErrDevices for devices of two filesystems of
+// which neither can be the other's seed or one device given twice, *ondisk.UnsupportedError, with
+// the Set, for a filesystem that is refused by name.
 func Scan(ctx context.Context, pool *devio.Pool, devs []Device) (*Set, error) {
 	if len(devs) == 0 {
 		return nil, fmt.Errorf("%w: no device given (add -d DEVICE)", ErrDevices)
@@ -57,7 +64,7 @@ func Scan(ctx context.Context, pool *devio.Pool, devs []Device) (*Set, error) {
 	if err := s.group(); err != nil {
 		return nil, err
 	}
-	return s, s.Super.Gate()
+	return s, s.gate()
 }
 
 // scanDevice reads the superblock copies of one device. Among the good ones of the primary's
@@ -102,27 +109,6 @@ func readSuper(ctx context.Context, pool *devio.Pool, d Device, at uint64) (*ond
 		return nil, err
 	}
 	return ondisk.DecodeSuperblock(buf, at)
-}
-
-// group checks that the devices belong together and picks the superblock of the filesystem.
-func (s *Set) group() error {
-	first := s.Devices[0]
-	for i, f := range s.Devices {
-		if f.Super.FSID != first.Super.FSID {
-			return fmt.Errorf("%w: %s and %s belong to different filesystems: %s and %s (name one filesystem's devices; for several use a configuration file)",
-				ErrDevices, first.Dev.Name(), f.Dev.Name(), first.Super.FSID, f.Super.FSID)
-		}
-		for _, g := range s.Devices[:i] {
-			if g.Super.Dev.DevID == f.Super.Dev.DevID {
-				return fmt.Errorf("%w: %s and %s are the same device or copies of it: devid %d uuid %s (give it once)",
-					ErrDevices, g.Dev.Name(), f.Dev.Name(), f.Super.Dev.DevID, f.Super.Dev.UUID)
-			}
-		}
-		if s.Super == nil || f.Super.Generation > s.Super.Generation {
-			s.Super, s.Copy = f.Super, f.Copy
-		}
-	}
-	return nil
 }
 
 // waiter turns one completion into something to wait for.

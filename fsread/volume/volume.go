@@ -3,6 +3,7 @@ package volume
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/btrexport/btrexport/devio"
@@ -21,6 +22,7 @@ type Volume struct {
 	pool    *devio.Pool
 	opts    Options
 	members []*member
+	seeds   []ondisk.UUID // what tree blocks of seeds carry, each once
 	chunks  chunkMap
 	batches sync.Pool // of *batch, sized for members
 }
@@ -38,30 +40,38 @@ func (s *Set) Bootstrap(pool *devio.Pool, o Options) (*Volume, error) {
 	v := &Volume{super: s.Super, pool: pool, opts: o}
 	for _, f := range s.Devices {
 		v.members = append(v.members, &member{id: f.Super.Dev.DevID, uuid: f.Super.Dev.UUID, dev: f.Dev, super: f.Super,
-			stale: f.Super.Generation < s.Super.Generation})
+			seed: f.Seed, stale: f.Stale})
+		if f.Seed {
+			v.addSeed(f.Super.TreeFSID())
+		}
 	}
 	return v.finish(entries)
 }
 
-// WithChunks gives the whole Volume from what the chunk tree holds: its DEV_ITEMs and its chunks.
-// Errors: *MissingError for devices that were not given, unless Options.Degraded; ondisk.ErrUnsupported
-// for seed devices; ondisk.ErrCorrupt for chunks that overlap.
+// WithChunks gives the whole Volume from what the chunk tree holds: its DEV_ITEMs, those of seeds among
+// them, and its chunks. Errors: *MissingError for devices that were not given, unless Options.Degraded;
+// ErrDevices for a device of another filesystem that is no seed of this one; ondisk.ErrCorrupt for
+// chunks that overlap.
 func (v *Volume) WithChunks(devices []ondisk.DevItem, entries []ondisk.ChunkEntry) (*Volume, error) {
 	w := &Volume{super: v.super, pool: v.pool, opts: v.opts}
-	var missing []ondisk.DevItem
+	var missing []MissingDevice
 	for _, d := range devices {
-		if d.FSID != v.super.TreeFSID() && d.FSID != v.super.FSID {
-			return nil, &ondisk.UnsupportedError{Feature: fmt.Sprintf("seed device (devid %d of filesystem %s)", d.DevID, d.FSID)}
-		}
-		m := v.member(d.DevID, d.UUID)
-		if m == nil {
-			m = &member{id: d.DevID, uuid: d.UUID}
-			missing = append(missing, d)
+		m := &member{id: d.DevID, uuid: d.UUID, seed: v.foreign(d.FSID)}
+		g := v.given(d)
+		if g == nil {
+			missing = append(missing, MissingDevice{DevItem: d, Seed: m.seed})
 		} else {
-			// A copy: the bootstrap volume's reads may still be counting on its own.
-			m = &member{id: m.id, uuid: m.uuid, dev: m.dev, super: m.super, stale: m.stale}
+			// A copy: the bootstrap volume's reads may still be counting on its own. A sprout notes the
+			// generation that its seed had; with another one the kernel refuses it (read_one_dev).
+			m.dev, m.super, m.stale = g.dev, g.super, g.stale || (m.seed && g.super.Generation != d.Generation)
+		}
+		if m.seed && g != nil {
+			w.addSeed(d.FSID)
 		}
 		w.members = append(w.members, m)
+	}
+	if err := v.checkSeeds(devices); err != nil {
+		return nil, err
 	}
 	if _, err := w.finish(entries); err != nil {
 		return nil, err
@@ -72,28 +82,65 @@ func (v *Volume) WithChunks(devices []ondisk.DevItem, entries []ondisk.ChunkEntr
 	return w, nil
 }
 
+// foreign says whether a DEV_ITEM's fsid is a seed's.
+func (v *Volume) foreign(fsid ondisk.UUID) bool {
+	return fsid != v.super.TreeFSID() && fsid != v.super.FSID
+}
+
+func (v *Volume) addSeed(fsid ondisk.UUID) {
+	if !slices.Contains(v.seeds, fsid) {
+		v.seeds = append(v.seeds, fsid)
+	}
+}
+
+// SeedFSIDs gives the ids that tree blocks may carry beside the filesystem's own: those which nobody
+// wrote to since they were a seed's. Only the seeds that were given count, since a seed's blocks lie on
+// its own devices: the kernel neither moves one without writing it anew nor replaces such a device.
+func (v *Volume) SeedFSIDs() []ondisk.UUID { return v.seeds }
+
+// given finds the device of a DEV_ITEM. The filesystem goes into it for seeds: the devices of a copy that
+// got another fsid keep their uuids.
+func (v *Volume) given(d ondisk.DevItem) *member {
+	for _, m := range v.members {
+		if m.id == d.DevID && m.uuid == d.UUID && m.seed == v.foreign(d.FSID) && (!m.seed || m.super.Dev.FSID == d.FSID) {
+			return m
+		}
+	}
+	return nil
+}
+
+// checkSeeds refuses a device of another filesystem that the chunk tree does not name.
+func (v *Volume) checkSeeds(devices []ondisk.DevItem) error {
+	own := slices.IndexFunc(v.members, func(m *member) bool { return !m.seed })
+	for _, m := range v.members {
+		if m.seed && !slices.ContainsFunc(devices, func(d ondisk.DevItem) bool { return v.given(d) == m }) {
+			return differError(v.members[own].dev, v.super, m.dev, m.super)
+		}
+	}
+	return nil
+}
+
 func (v *Volume) finish(entries []ondisk.ChunkEntry) (*Volume, error) {
 	for i, m := range v.members {
 		m.index = i
 	}
 	v.batches.New = func() any { return &batch{reads: make([][]*devio.Read, len(v.members))} }
+	type key struct {
+		id   devio.DevID
+		uuid ondisk.UUID
+	}
+	members := make(map[key]*member, len(v.members))
+	for _, m := range v.members {
+		members[key{m.id, m.uuid}] = m
+	}
 	var err error
 	v.chunks, err = newChunkMap(entries, func(s ondisk.Stripe) *member {
-		if m := v.member(s.Dev, s.DevUUID); m != nil {
+		if m := members[key{s.Dev, s.DevUUID}]; m != nil {
 			return m
 		}
 		return &member{id: s.Dev, uuid: s.DevUUID}
 	})
 	return v, err
-}
-
-func (v *Volume) member(id devio.DevID, uuid ondisk.UUID) *member {
-	for _, m := range v.members {
-		if m.id == id && m.uuid == uuid {
-			return m
-		}
-	}
-	return nil
 }
 
 // Missing names the devices that chunks lie on and that were not given.
@@ -109,9 +156,23 @@ func (v *Volume) Missing() []string {
 	return out
 }
 
+// MissingDevice is a device that the chunk tree names.
+type MissingDevice struct {
+	ondisk.DevItem
+	Seed bool // it belongs to a filesystem that this one has sprouted from
+}
+
+func (d MissingDevice) String() string {
+	seed := ""
+	if d.Seed {
+		seed = fmt.Sprintf(", a seed device of filesystem %s", d.FSID)
+	}
+	return fmt.Sprintf("devid %d (uuid %s%s)", d.DevID, d.UUID, seed)
+}
+
 // MissingError names the devices that a filesystem needs and that were not given.
 type MissingError struct {
-	Missing []ondisk.DevItem
+	Missing []MissingDevice
 	Given   int
 	Total   int
 	// Lost is set when some chunk has no copy left; Profile is then that chunk's, else the weakest seen.
@@ -119,13 +180,17 @@ type MissingError struct {
 	Profile ondisk.Profile
 }
 
+// maxNamed bounds how many devices an error names: on a crafted filesystem any number is missing.
+const maxNamed = 16
+
 func (e *MissingError) Error() string {
-	what := ""
-	for i, d := range e.Missing {
-		if i > 0 {
-			what += ", "
-		}
-		what += fmt.Sprintf("devid %d (uuid %s)", d.DevID, d.UUID)
+	var names []string
+	for _, d := range e.Missing[:min(len(e.Missing), maxNamed)] {
+		names = append(names, d.String())
+	}
+	what := strings.Join(names, ", ")
+	if more := len(e.Missing) - len(names); more > 0 {
+		what += fmt.Sprintf(" and %d more", more)
 	}
 	verb := "is"
 	if len(e.Missing) > 1 {
@@ -140,7 +205,7 @@ func (e *MissingError) Error() string {
 
 func (e *MissingError) Unwrap() error { return ErrMissing }
 
-func (v *Volume) missingError(missing []ondisk.DevItem) *MissingError {
+func (v *Volume) missingError(missing []MissingDevice) *MissingError {
 	e := &MissingError{Missing: missing, Total: len(v.members), Given: len(v.members) - len(missing)}
 	for _, c := range v.chunks {
 		lost := c.copies > 0
@@ -191,14 +256,15 @@ type DeviceInfo struct {
 	Size       uint64 // of the device or file, bytes; 0 when missing
 	Generation uint64 // of its superblock; 0 when missing
 	Missing    bool
-	Stale      bool
+	Stale      bool // it missed writes, or is a seed that was written to after the sprout
+	Seed       bool // it belongs to a filesystem that this one has sprouted from
 }
 
 // Devices lists the filesystem's devices in the order of the chunk tree.
 func (v *Volume) Devices() []DeviceInfo {
 	out := make([]DeviceInfo, 0, len(v.members))
 	for _, m := range v.members {
-		d := DeviceInfo{DevID: m.id, UUID: m.uuid, Stale: m.stale, Missing: m.dev == nil}
+		d := DeviceInfo{DevID: m.id, UUID: m.uuid, Stale: m.stale, Missing: m.dev == nil, Seed: m.seed}
 		if m.dev != nil {
 			d.Name, d.Size, d.Generation = m.dev.Name(), m.dev.Size(), m.super.Generation
 		}

@@ -124,7 +124,7 @@ func (f *FS) Loops() []string {
 }
 
 // Mount mounts the filesystem at a new directory and returns it. options are those of mount(8)
-// that btrfs itself knows, and "ro"; the devices are added.
+// that btrfs itself knows, and "ro"; the devices are added. Of seeds and sprouts it is the last sprout.
 func (f *FS) Mount(options ...string) (string, error) {
 	mnt, err := os.MkdirTemp(f.dir, "mnt")
 	if err != nil {
@@ -144,9 +144,9 @@ func (f *FS) Mount(options ...string) (string, error) {
 			data = append(data, o)
 		}
 	}
-	if err := unix.Mount(f.disks[0].loop.path, mnt, "btrfs", flags, strings.Join(data, ",")); err != nil {
+	if err := unix.Mount(f.last(), mnt, "btrfs", flags, strings.Join(data, ",")); err != nil {
 		return "", errors.Join(
-			fmt.Errorf("mount %s at %s (%s): %w", f.disks[0].loop.path, mnt, strings.Join(data, ","), err),
+			fmt.Errorf("mount %s at %s (%s): %w", f.last(), mnt, strings.Join(data, ","), err),
 			os.Remove(mnt))
 	}
 	f.mounts = append(f.mounts, mnt)

@@ -5,6 +5,8 @@ package kernelfs
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
+	"math"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -12,10 +14,12 @@ import (
 	"github.com/btrexport/btrexport/fsread/fsreadtest"
 )
 
-// Numbers of include/uapi/linux/btrfs.h: _IOWR(0x94, 18, 4096 bytes) and _IOR(0x94, 60, 504 bytes).
+// Numbers of include/uapi/linux/btrfs.h: _IOWR(0x94, 18, 4096 bytes), _IOR(0x94, 60, 504 bytes) and so on.
 const (
 	iocInoLookup     = 3<<30 | 4096<<16 | 0x94<<8 | 18
 	iocGetSubvolInfo = 2<<30 | 504<<16 | 0x94<<8 | 60
+	iocQuotaCtl      = 3<<30 | 16<<16 | 0x94<<8 | 40
+	iocTreeSearch    = 3<<30 | 4096<<16 | 0x94<<8 | 17
 )
 
 // subvolumeRoot is the inode number of the root directory of every subvolume
@@ -62,6 +66,39 @@ func subvolumeInfo(fd int) (fsreadtest.Subvolume, error) {
 		UUID:       formatUUID(arg[296:312]),
 		ParentUUID: formatUUID(arg[312:328]),
 	}, nil
+}
+
+// enableSimpleQuota is BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA (Linux 6.7), for which btrfs-progs has an
+// option since 6.7. struct btrfs_ioctl_quota_ctl_args: cmd u64 @0, status u64 @8.
+func enableSimpleQuota(fd int) error {
+	var arg [16]byte
+	binary.NativeEndian.PutUint64(arg[:], 4)
+	return ioctlPtr(fd, iocQuotaCtl, unsafe.Pointer(&arg))
+}
+
+// treeLevel returns the height of a tree as its ROOT_ITEM says, which has it at byte 238.
+// struct btrfs_ioctl_search_args: tree_id u64 @0, min and max objectid @8, @16, min and max offset @24,
+// @32, min and max transid @40, @48, min and max type u32 @56, @60, nr_items u32 @64; then from 104 the
+// items, each behind 32 bytes: transid u64, objectid u64, offset u64, type u32, len u32.
+func treeLevel(fd int, tree uint64) (int, error) {
+	const rootTree, rootItem, at = 1, 132, 104
+	var arg [4096]byte
+	put := binary.NativeEndian.PutUint64
+	put(arg[0:], rootTree)
+	put(arg[8:], tree)
+	put(arg[16:], tree)
+	put(arg[32:], math.MaxUint64)
+	put(arg[48:], math.MaxUint64)
+	binary.NativeEndian.PutUint32(arg[56:], rootItem)
+	binary.NativeEndian.PutUint32(arg[60:], rootItem)
+	binary.NativeEndian.PutUint32(arg[64:], 1)
+	if err := ioctlPtr(fd, iocTreeSearch, unsafe.Pointer(&arg)); err != nil {
+		return 0, err
+	}
+	if n, size := binary.NativeEndian.Uint32(arg[64:]), binary.NativeEndian.Uint32(arg[at+28:]); n != 1 || size < 239 {
+		return 0, fmt.Errorf("tree %d: %d root items, of %d bytes", tree, n, size)
+	}
+	return int(arg[at+32+238]), nil
 }
 
 // formatUUID returns the usual form, or nothing for the zero UUID.

@@ -40,6 +40,27 @@ func Manifest(ctx context.Context, root string) (*View, error) {
 	return w.view, nil
 }
 
+// TreeLevel returns the height of a tree of the filesystem mounted at root, 0 for a single leaf.
+func TreeLevel(root string, tree uint64) (int, error) {
+	d, err := os.Open(root)
+	if err != nil {
+		return 0, err
+	}
+	defer d.Close()
+	return treeLevel(int(d.Fd()), tree)
+}
+
+// Directory is Manifest for a directory of any filesystem, as a single subvolume: what mkfs.btrfs is to
+// copy.
+func Directory(ctx context.Context, root string) ([]fsreadtest.Entry, error) {
+	w := &walker{ctx: ctx, root: root, view: new(View), foreign: true}
+	if err := w.walk(".", topSubvolume); err != nil {
+		return nil, fmt.Errorf("entries of %s: %w", root, err)
+	}
+	slices.SortFunc(w.view.Entries, func(a, b fsreadtest.Entry) int { return comparePath(a.Path, b.Path) })
+	return w.view.Entries, nil
+}
+
 // comparePath puts "." before everything else.
 func comparePath(a, b fsreadtest.Name) int {
 	if (a == ".") != (b == ".") {
@@ -55,7 +76,12 @@ type walker struct {
 	ctx  context.Context
 	root string
 	view *View
+
+	foreign bool // no btrfs: there are no subvolumes to ask for
 }
+
+// topSubvolume is the id of the subvolume that every filesystem has (BTRFS_FS_TREE_OBJECTID).
+const topSubvolume = 5
 
 // walk lists the directory name and what is below it; parent is the subvolume of the directory
 // above.
@@ -72,15 +98,17 @@ func (w *walker) walk(name string, parent uint64) error {
 	if err != nil {
 		return err
 	}
-	if self.Ino == emptySubvolume {
+	switch {
+	case w.foreign:
+	case self.Ino == emptySubvolume:
 		self.MtimeSec, self.MtimeNsec = 0, 0 // the kernel shows the time of the lookup
-	} else {
+	default:
 		if self.Subvol, err = subvolumeID(int(dir.Fd())); err != nil {
 			return fmt.Errorf("subvolume of %q: %w", name, err)
 		}
 	}
 	w.view.Entries = append(w.view.Entries, self)
-	if self.Ino == subvolumeRoot && name != "." {
+	if self.Ino == subvolumeRoot && name != "." && !w.foreign {
 		info, err := subvolumeInfo(int(dir.Fd()))
 		if err != nil {
 			return fmt.Errorf("subvolume %q: %w", name, err)
@@ -120,7 +148,7 @@ func (w *walker) leaf(name string, subvol uint64) error {
 		}
 		e.Target = fsreadtest.Name(target)
 	case "file":
-		if err := content(path, &e); err != nil {
+		if err := content(path, &e, !w.foreign); err != nil {
 			return fmt.Errorf("%q: %w", name, err)
 		}
 	}
@@ -164,18 +192,20 @@ func typeName(mode uint32) string {
 	return fmt.Sprintf("mode %#o", mode)
 }
 
-// content takes the digests of a regular file and its NOCOW flag.
-func content(path string, e *fsreadtest.Entry) error {
+// content takes the digests of a regular file and, of a btrfs, its NOCOW flag.
+func content(path string, e *fsreadtest.Entry, btrfs bool) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	flags, err := inodeFlags(f)
-	if err != nil {
-		return err
+	if btrfs {
+		flags, err := inodeFlags(f)
+		if err != nil {
+			return err
+		}
+		e.NoCOW = flags&fsNoCOW != 0
 	}
-	e.NoCOW = flags&fsNoCOW != 0
 	if e.Size > maxWhole {
 		e.Pieces, err = pieces(f, e.Size)
 		return err

@@ -2,7 +2,10 @@
 
 package kernelfs
 
-import "fmt"
+import (
+	"fmt"
+	"os"
+)
 
 // Subvolume makes a subvolume.
 func (t *Tree) Subvolume(name string) {
@@ -30,6 +33,22 @@ func (t *Tree) WaitDeleted() { t.btrfs("subvolume", "sync", t.root) }
 // SetDefault makes a subvolume the one that a mount without options shows.
 func (t *Tree) SetDefault(name string) {
 	t.btrfs("subvolume", "set-default", t.path(name))
+}
+
+// Quota turns quota groups on, of the simple kind (Linux 6.7) or of the old one.
+func (t *Tree) Quota(simple bool) {
+	if !simple {
+		t.btrfs("quota", "enable", t.root)
+		return
+	}
+	t.do("enable simple quota", func() error {
+		d, err := os.Open(t.root)
+		if err != nil {
+			return err
+		}
+		defer d.Close()
+		return enableSimpleQuota(int(d.Fd()))
+	})
 }
 
 // Balance runs a balance with the given filters, for example "-dconvert=raid1,limit=1".

@@ -35,6 +35,9 @@ func (t *Tree) Err() error { return t.err }
 // Root returns the mount point.
 func (t *Tree) Root() string { return t.root }
 
+// Move goes on at another mount point.
+func (t *Tree) Move(root string) { t.root = root }
+
 // do runs op unless an operation before it failed, and keeps its error.
 func (t *Tree) do(what string, op func() error) {
 	if t.err != nil {

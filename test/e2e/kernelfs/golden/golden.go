@@ -34,8 +34,13 @@ type Spec struct {
 	Options     kernelfs.Options
 	Mount       string // options of the mount that Fill runs in, beside subvolid=5
 	Seed        uint64
-	// Fill makes the content below the top level subvolume.
+	// Fill makes the content below the top level subvolume. It may leave the tree at another mount.
 	Fill func(ctx context.Context, fs *kernelfs.FS, t *kernelfs.Tree) error
+	// Ext4, if set, makes the content of an ext4 that becomes the filesystem by btrfs-convert, before Fill.
+	Ext4 func(t *kernelfs.Tree) error
+	// Rootdir, if set, makes the directory that mkfs.btrfs copies; there is no Fill then. The kernel
+	// may refuse such a filesystem, so the manifest is what the directory shows.
+	Rootdir func(t *kernelfs.Tree) error
 	// Crash takes the images while they are mounted, with a log tree on them. The manifest is then
 	// what the kernel shows after it replayed the log of a copy.
 	Crash bool
@@ -43,6 +48,17 @@ type Spec struct {
 	Needs string
 	// Keep keeps what free space holds. Otherwise it is discarded, which makes smaller packages.
 	Keep bool
+}
+
+// Args is the command line of mkfs.btrfs, empty if something else makes the filesystem.
+func (s *Spec) Args() []string {
+	switch {
+	case s.Ext4 != nil:
+		return nil
+	case s.Rootdir != nil:
+		return append(s.Options.Args(), "--rootdir", "DIR")
+	}
+	return s.Options.Args()
 }
 
 // ErrMkfs is the error of Build if the recipe needs a newer mkfs.btrfs.
@@ -75,26 +91,49 @@ func (s *Spec) Build(ctx context.Context, work, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
-	images, err := s.fill(ctx, tmp)
-	if err != nil {
-		return fmt.Errorf("image %s: %w", s.Name, err)
+	build := s.build
+	if s.Rootdir != nil {
+		build = s.buildRootdir
 	}
-	for _, image := range images {
-		// Zeros that were written, not left out, need no place in the package.
-		if err := command(ctx, "fallocate", "--dig-holes", image); err != nil {
-			return err
-		}
-	}
-	m, err := s.inspect(ctx, tmp, images)
+	m, images, err := build(ctx, tmp)
 	if err != nil {
 		return fmt.Errorf("image %s: %w", s.Name, err)
 	}
 	return install(ctx, m, images, dir)
 }
 
+// build makes the images and looks at them.
+func (s *Spec) build(ctx context.Context, tmp string) (*fsreadtest.Manifest, []string, error) {
+	images, err := s.fill(ctx, tmp)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := digHoles(ctx, images); err != nil {
+		return nil, nil, err
+	}
+	m, err := s.inspect(ctx, tmp, images)
+	return m, images, err
+}
+
+// digHoles makes holes of zeros that were written, not left out: they need no place in the package.
+func digHoles(ctx context.Context, images []string) error {
+	for _, image := range images {
+		if err := command(ctx, "fallocate", "--dig-holes", image); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // fill makes the filesystem and returns its image files, unmounted and detached.
 func (s *Spec) fill(ctx context.Context, tmp string) (images []string, err error) {
-	fs, err := kernelfs.Make(ctx, tmp, s.Options)
+	content := kernelfs.Content{Seed: s.Seed}
+	var fs *kernelfs.FS
+	if s.Ext4 != nil {
+		fs, err = kernelfs.Convert(ctx, tmp, kernelfs.MinDevice, s.Options.Label, s.Ext4, content)
+	} else {
+		fs, err = kernelfs.Make(ctx, tmp, s.Options)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +142,7 @@ func (s *Spec) fill(ctx context.Context, tmp string) (images []string, err error
 	if err != nil {
 		return nil, err
 	}
-	t := kernelfs.NewTree(ctx, mnt, kernelfs.Content{Seed: s.Seed})
+	t := kernelfs.NewTree(ctx, mnt, content)
 	if err := s.Fill(ctx, fs, t); err != nil {
 		return nil, err
 	}
@@ -114,7 +153,7 @@ func (s *Spec) fill(ctx context.Context, tmp string) (images []string, err error
 		return copyImages(ctx, fs.Images(), filepath.Join(tmp, "crashed"))
 	}
 	if !s.Keep {
-		if err := command(ctx, "fstrim", mnt); err != nil {
+		if err := command(ctx, "fstrim", t.Root()); err != nil {
 			return nil, err
 		}
 	}
@@ -128,14 +167,20 @@ func (s *Spec) inspect(ctx context.Context, tmp string, images []string) (*fsrea
 	if err != nil {
 		return nil, err
 	}
-	known := fsreadtest.Header{
-		Name: s.Name, Note: s.Note, Refuse: s.Refuse, RefuseFiles: s.RefuseFiles,
-		Mkfs: s.Options.Args(), MountOptions: s.Mount, Seed: s.Seed,
-	}
-	if err := versions(ctx, &known); err != nil {
+	known, err := s.header(ctx)
+	if err != nil {
 		return nil, err
 	}
-	return look(ctx, tmp, copies, known)
+	return look(ctx, tmp, copies, *known)
+}
+
+// header is what the recipe and the programs here say of an image.
+func (s *Spec) header(ctx context.Context) (*fsreadtest.Header, error) {
+	h := &fsreadtest.Header{
+		Name: s.Name, Note: s.Note, Refuse: s.Refuse, RefuseFiles: s.RefuseFiles,
+		Mkfs: s.Args(), MountOptions: s.Mount, Seed: s.Seed,
+	}
+	return h, versions(ctx, h)
 }
 
 // views fills in what the mounts at the top level and at the default subvolume show.
@@ -150,6 +195,9 @@ func views(ctx context.Context, m *fsreadtest.Manifest, fs *kernelfs.FS) error {
 	}
 	m.Subvolumes, m.Entries = top.Subvolumes, top.Entries
 	if m.Profiles, err = profiles(ctx, mnt); err != nil {
+		return err
+	}
+	if m.FSTreeLevel, err = kernelfs.TreeLevel(mnt, fsTree); err != nil {
 		return err
 	}
 	if mnt, err = fs.Mount("ro"); err != nil {
@@ -169,22 +217,23 @@ func views(ctx context.Context, m *fsreadtest.Manifest, fs *kernelfs.FS) error {
 // fsTree is the id of the top level subvolume.
 const fsTree = 5
 
-// superblock fills in the header from `btrfs inspect-internal`, the second reader of the format.
-func superblock(ctx context.Context, m *fsreadtest.Manifest, fs *kernelfs.FS, images []string) error {
-	for i, loop := range fs.Loops() {
-		out, err := output(ctx, "btrfs", "inspect-internal", "dump-super", loop)
+// superblock fills in the header from `btrfs inspect-internal`, the second reader of the format. What
+// differs between the devices, those of seeds among them, is as the last one has it.
+func superblock(ctx context.Context, m *fsreadtest.Manifest, images []string) error {
+	for _, image := range images {
+		out, err := output(ctx, "btrfs", "inspect-internal", "dump-super", image)
 		if err != nil {
 			return err
 		}
-		info, err := os.Stat(images[i])
+		info, err := os.Stat(image)
 		if err != nil {
 			return err
 		}
-		d := fsreadtest.Device{File: filepath.Base(images[i]), Size: info.Size()}
+		d := fsreadtest.Device{File: filepath.Base(image), Size: info.Size()}
 		if d.Devid, err = strconv.ParseUint(field(out, "dev_item.devid"), 10, 64); err != nil {
-			return fmt.Errorf("devid of %s: %w", images[i], err)
+			return fmt.Errorf("devid of %s: %w", image, err)
 		}
-		if d.SHA256, err = fileDigest(images[i]); err != nil {
+		if d.SHA256, err = fileDigest(image); err != nil {
 			return err
 		}
 		m.Devices = append(m.Devices, d)
@@ -193,19 +242,9 @@ func superblock(ctx context.Context, m *fsreadtest.Manifest, fs *kernelfs.FS, im
 		for key, p := range map[string]*uint32{"nodesize": &m.Nodesize, "sectorsize": &m.Sectorsize} {
 			n, err := strconv.ParseUint(field(out, key), 10, 32)
 			if err != nil {
-				return fmt.Errorf("%s of %s: %w", key, images[i], err)
+				return fmt.Errorf("%s of %s: %w", key, image, err)
 			}
 			*p = uint32(n)
-		}
-	}
-	tree, err := output(ctx, "btrfs", "inspect-internal", "dump-tree", "-t", "5", fs.Loops()[0])
-	if err != nil {
-		return err
-	}
-	// The first block is "leaf …" or "node … level N …".
-	if l := regexp.MustCompile(`(?m)^node \d+ level (\d+)`).FindStringSubmatch(tree); l != nil {
-		if m.FSTreeLevel, err = strconv.Atoi(l[1]); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -21,6 +21,7 @@ func Specs() []Spec {
 	list = append(list, stripedSpecs()...)
 	list = append(list, shapeSpecs()...)
 	list = append(list, refusedSpecs()...)
+	list = append(list, formatSpecs()...)
 	for i := range list {
 		list[i].Seed = uint64(i + 1)
 		list[i].Options.Label = list[i].Name

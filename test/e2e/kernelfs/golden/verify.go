@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -31,7 +32,7 @@ func Verify(ctx context.Context, name, work, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	got, err := look(ctx, tmp, images, want.Header)
+	got, err := again(ctx, tmp, images, want)
 	if err != nil {
 		return fmt.Errorf("image %s: %w", name, err)
 	}
@@ -41,20 +42,34 @@ func Verify(ctx context.Context, name, work, dir string) (err error) {
 	return nil
 }
 
+// again describes images anew in the way in which want was made.
+func again(ctx context.Context, tmp string, images []string, want *fsreadtest.Manifest) (*fsreadtest.Manifest, error) {
+	specs := Specs()
+	if i := slices.IndexFunc(specs, func(s Spec) bool { return s.Name == want.Name }); i >= 0 && specs[i].Rootdir != nil {
+		return specs[i].verifyRootdir(ctx, tmp, images, want)
+	}
+	return look(ctx, tmp, images, want.Header)
+}
+
 // look describes images anew; known gives what images do not tell about their making.
 func look(ctx context.Context, tmp string, images []string, known fsreadtest.Header) (m *fsreadtest.Manifest, err error) {
-	m = &fsreadtest.Manifest{Header: fsreadtest.Header{
-		Name: known.Name, Note: known.Note, Refuse: known.Refuse, RefuseFiles: known.RefuseFiles,
-		Mkfs: known.Mkfs, MountOptions: known.MountOptions, Seed: known.Seed,
-		Kernel: known.Kernel, Progs: known.Progs,
-	}}
+	m = blank(known)
 	fs, err := kernelfs.Attach(tmp, images)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, fs.Close()) }()
-	if err := superblock(ctx, m, fs, images); err != nil {
+	if err := superblock(ctx, m, images); err != nil {
 		return nil, err
 	}
 	return m, views(ctx, m, fs)
+}
+
+// blank is a manifest of which only the making is known.
+func blank(known fsreadtest.Header) *fsreadtest.Manifest {
+	return &fsreadtest.Manifest{Header: fsreadtest.Header{
+		Name: known.Name, Note: known.Note, Refuse: known.Refuse, RefuseFiles: known.RefuseFiles,
+		Mkfs: known.Mkfs, MountOptions: known.MountOptions, Seed: known.Seed,
+		Kernel: known.Kernel, Progs: known.Progs,
+	}}
 }
