@@ -57,6 +57,7 @@ func (c *counts) Retried(devid uint64, reason string) {
 }
 func (c *counts) Repaired(string) { c.mu.Lock(); c.repaired++; c.mu.Unlock() }
 func (c *counts) Lost(n int)      { c.mu.Lock(); c.lost += n; c.mu.Unlock() }
+func (c *counts) Unverified(int)  {}
 
 // rig is a golden image over fault devices.
 type rig struct {

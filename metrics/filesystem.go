@@ -20,6 +20,7 @@ type Filesystem struct {
 
 	mirror, parity prometheus.Counter // reads repaired
 	lost           prometheus.Counter
+	unverified     prometheus.Counter
 
 	mu      sync.RWMutex
 	devices map[uint64]*Device // guarded by mu
@@ -30,12 +31,13 @@ type Filesystem struct {
 // name share their series.
 func (r *Registry) Filesystem(name string) *Filesystem {
 	return &Filesystem{
-		r:       r,
-		name:    name,
-		mirror:  r.readsRepaired.WithLabelValues(name, "mirror"),
-		parity:  r.readsRepaired.WithLabelValues(name, "parity"),
-		lost:    r.readsLost.WithLabelValues(name),
-		devices: make(map[uint64]*Device),
+		r:          r,
+		name:       name,
+		mirror:     r.readsRepaired.WithLabelValues(name, "mirror"),
+		parity:     r.readsRepaired.WithLabelValues(name, "parity"),
+		lost:       r.readsLost.WithLabelValues(name),
+		unverified: r.readsUnverified.WithLabelValues(name),
+		devices:    make(map[uint64]*Device),
 	}
 }
 
@@ -111,6 +113,9 @@ func (f *Filesystem) Repaired(source string) {
 
 // Lost counts blocks that no copy could serve.
 func (f *Filesystem) Lost(blocks int) { addCount(f.lost, blocks) }
+
+// Unverified counts blocks that were served without a checksum to hold them against.
+func (f *Filesystem) Unverified(blocks int) { addCount(f.unverified, blocks) }
 
 // Device counts the reads of one device.
 type Device struct {

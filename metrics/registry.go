@@ -30,6 +30,7 @@ type Registry struct {
 	readRetries      *prometheus.CounterVec
 	readsRepaired    *prometheus.CounterVec
 	readsLost        *prometheus.CounterVec
+	readsUnverified  *prometheus.CounterVec
 
 	requests    *prometheus.CounterVec
 	requestTime *prometheus.HistogramVec
@@ -62,6 +63,8 @@ func New(b Build) *Registry {
 			"Blocks that were served after a retry, from another copy or rebuilt from parity. Nothing is written to disk.", "filesystem", "source"),
 		readsLost: counter("btrexport_reads_lost_total",
 			"Blocks that no copy could serve.", "filesystem"),
+		readsUnverified: counter("btrexport_reads_unverified_total",
+			"Blocks that were served without a checksum to hold them against (files with NODATASUM).", "filesystem"),
 
 		requests: counter("btrexport_nbd_requests_total",
 			"Requests of clients, by the result that was sent.", "export", "command", "result"),
@@ -77,7 +80,7 @@ func New(b Build) *Registry {
 	info.WithLabelValues(b.Version, b.GoVersion).Set(1)
 	r.reg.MustRegister(info,
 		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
-		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost,
+		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost, r.readsUnverified,
 		r.requests, r.requestTime, r.readBytes, r.connections,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
@@ -120,7 +123,7 @@ func (r *Registry) RemoveFilesystem(name string) {
 		DeletePartialMatch(prometheus.Labels) int
 	}{
 		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
-		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost,
+		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost, r.readsUnverified,
 	} {
 		v.DeletePartialMatch(match)
 	}

@@ -26,6 +26,7 @@ const promised = `
 | btrexport_read_retries_total | counter | filesystem, devid, reason |
 | btrexport_reads_repaired_total | counter | filesystem, source |
 | btrexport_reads_lost_total | counter | filesystem |
+| btrexport_reads_unverified_total | counter | filesystem |
 | btrexport_nbd_requests_total | counter | export, command, result |
 | btrexport_nbd_request_duration_seconds | histogram | export, command |
 | btrexport_nbd_read_bytes_total | counter | export |
@@ -175,6 +176,7 @@ func TestSeriesAreBornAtZero(t *testing.T) {
 		"reads_repaired_total{filesystem=tank,source=mirror}": 0,
 		"reads_repaired_total{filesystem=tank,source=parity}": 0,
 		"reads_lost_total{filesystem=tank}":                   0,
+		"reads_unverified_total{filesystem=tank}":             0,
 		"nbd_read_bytes_total{export=vm1}":                    0,
 		"nbd_connections{listener=unix:///s}":                 0,
 	}
@@ -219,6 +221,8 @@ func TestCounting(t *testing.T) {
 			map[string]float64{"reads_repaired_total{filesystem=tank,source=parity}": 1}},
 		{"lost", func(f *Filesystem, _ *Export, _ *Listener) { f.Lost(3); f.Lost(0); f.Lost(-1) },
 			map[string]float64{"reads_lost_total{filesystem=tank}": 3}},
+		{"unverified", func(f *Filesystem, _ *Export, _ *Listener) { f.Unverified(3); f.Unverified(0) },
+			map[string]float64{"reads_unverified_total{filesystem=tank}": 3}},
 		{"request read", func(_ *Filesystem, e *Export, _ *Listener) { e.RequestDone("read", true, 512, time.Second) },
 			map[string]float64{"nbd_requests_total{command=read,E,result=ok}": 1, "nbd_request_duration_seconds{command=read,E}": 1, "nbd_read_bytes_total{E}": 512}},
 		{"request read failed", func(_ *Filesystem, e *Export, _ *Listener) { e.RequestDone("read", false, 512, time.Second) },

@@ -237,3 +237,4 @@ func (r *repairs) ChecksumFailed(uint64, bool) { r.refused.Add(1) }
 func (r *repairs) Retried(uint64, string)      {}
 func (r *repairs) Repaired(string)             { r.repaired.Add(1) }
 func (r *repairs) Lost(int)                    {}
+func (r *repairs) Unverified(int)              {}

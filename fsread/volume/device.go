@@ -29,6 +29,9 @@ type Stats interface {
 	Repaired(source string)
 	// Lost: units that no copy could serve.
 	Lost(units int)
+	// Unverified: units that were served though nothing vouches for them, since they have no checksum. A
+	// compressed extent counts as one.
+	Unverified(units int)
 }
 
 // noStats serves where the caller asked for none.
@@ -38,6 +41,7 @@ func (noStats) ChecksumFailed(uint64, bool) {}
 func (noStats) Retried(uint64, string)      {}
 func (noStats) Repaired(string)             {}
 func (noStats) Lost(int)                    {}
+func (noStats) Unverified(int)              {}
 
 // member is one device of the filesystem, as the chunk map points at it.
 type member struct {

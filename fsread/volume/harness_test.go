@@ -55,6 +55,7 @@ type counts struct {
 	mu                  sync.Mutex
 	checksum, io, csumR map[uint64]int
 	repaired, lost      int
+	unverified          int
 }
 
 func (c *counts) ChecksumFailed(devid uint64, _ bool) {
@@ -71,8 +72,9 @@ func (c *counts) Retried(devid uint64, reason string) {
 		c.csumR[devid]++
 	}
 }
-func (c *counts) Repaired(string) { c.mu.Lock(); c.repaired++; c.mu.Unlock() }
-func (c *counts) Lost(n int)      { c.mu.Lock(); c.lost += n; c.mu.Unlock() }
+func (c *counts) Repaired(string)  { c.mu.Lock(); c.repaired++; c.mu.Unlock() }
+func (c *counts) Lost(n int)       { c.mu.Lock(); c.lost += n; c.mu.Unlock() }
+func (c *counts) Unverified(n int) { c.mu.Lock(); c.unverified += n; c.mu.Unlock() }
 
 func sum(m map[uint64]int) (n int) {
 	for _, v := range m {

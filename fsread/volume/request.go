@@ -290,5 +290,8 @@ func (r *Request) finish() {
 	if len(r.Lost) > 0 {
 		r.vol.opts.Stats.Lost(len(r.Lost))
 	}
+	if served := len(r.Buf)/r.Unit - len(r.Lost); served > 0 && !r.vouched() {
+		r.vol.opts.Stats.Unverified(served)
+	}
 	r.Done.RequestDone(r)
 }

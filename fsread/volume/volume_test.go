@@ -225,8 +225,14 @@ func TestUnverified(t *testing.T) {
 	for range 8 {
 		r.read(0, 8*testUnit, testUnit, false).mustHold(t)
 	}
+	if r.read(0, 8*testUnit, testUnit, true).mustHold(t); r.stats.unverified != 8*8 {
+		t.Errorf("counted %d unverified units, want %d", r.stats.unverified, 8*8)
+	}
 	r.devs[1].Lose(syscall.ENXIO)
 	q := r.read(0, testUnit, testUnit, false)
+	if r.stats.unverified != 8*8 {
+		t.Errorf("a lost unit was counted as served: %d", r.stats.unverified)
+	}
 	if len(q.Lost) != 1 || !errors.Is(&q.Lost[0], ErrStale) || !errors.Is(&q.Lost[0], syscall.ENXIO) {
 		t.Errorf("got %v, want it lost: stale, ENXIO", q.Lost)
 	}
