@@ -38,16 +38,17 @@ const (
 
 // FS is one filesystem at one committed generation.
 type FS struct {
-	vol    *volume.Volume
-	super  *ondisk.Superblock
-	reader *btree.Reader
-	roots  btree.Tree // the tree of tree roots
-	csums  btree.Tree
-	pool   *devio.Pool
-	own    bool // pool is ours to close
-	opts   Options
-	copied int // which copy of the superblock was used
-	devs   []volume.Device
+	vol     *volume.Volume
+	super   *ondisk.Superblock
+	reader  *btree.Reader
+	roots   btree.Tree // the tree of tree roots
+	csums   btree.Tree
+	stripes btree.Tree // the RAID stripe tree, where the superblock has its bit
+	pool    *devio.Pool
+	own     bool // pool is ours to close
+	opts    Options
+	copied  int // which copy of the superblock was used
+	devs    []volume.Device
 
 	life     context.Context // ends with Close: for reads that must wait for tree blocks
 	end      context.CancelCauseFunc
@@ -151,7 +152,10 @@ func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
 	fs.reportStale()
 	fs.reader = btree.NewReader(fs.vol, fs.treeCache())
 	fs.roots = fs.reader.Tree(ondisk.TreeRoot, btree.Pointer{Logical: set.Super.Root, Generation: set.Super.Generation, Level: set.Super.RootLevel})
-	return fs.openCsums(ctx)
+	if err := fs.openCsums(ctx); err != nil {
+		return err
+	}
+	return fs.openStripes(ctx)
 }
 
 func (fs *FS) cacheBytes() int64 {

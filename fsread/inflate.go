@@ -60,6 +60,7 @@ type flight struct {
 	disk    *devio.Buffer
 	out     *inflated
 	sums    sums
+	stripes []ondisk.StripeExtent
 	waiters *piece  // guarded by inflater.mu
 	next    *flight // in the decoders' queue
 }
@@ -113,6 +114,8 @@ func (f *flight) begin(p *piece) {
 	n := int(f.key.disk)
 	f.disk = f.fs.pool.Get(n)
 	f.Logical, f.Buf, f.Done = f.key.logical, f.disk.B, f
+	f.stripes = append(f.stripes[:0], p.Stripes...)
+	f.Stripes = f.stripes
 	f.Unit, f.Verifier, f.Weak = int(f.fs.super.SectorSize), f, false
 	if p.read.file.noSums {
 		f.Unit, f.Weak = n, true

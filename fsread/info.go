@@ -89,8 +89,5 @@ func (i *Info) Degraded() bool {
 	return slices.ContainsFunc(i.Devices, func(d DeviceInfo) bool { return d.Missing })
 }
 
-// Copies gives every place where a logical address is stored; see [volume.Volume.Copies].
-func (fs *FS) Copies(logical ondisk.Logical) ([]volume.Copy, error) { return fs.vol.Copies(logical) }
-
 // RootBlock is the address of the subvolume's topmost tree block, Info.NodeSize bytes.
 func (s *Subvolume) RootBlock() ondisk.Logical { return s.root.Bytenr }

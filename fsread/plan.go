@@ -8,14 +8,15 @@ import (
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
-// plan lays out the window: zeroes and inline bytes are put in place, plain extents become pieces with
-// the checksums of their sectors. noWait: answer btree.ErrNotCached rather than read a tree block. It may
-// be called again after an error, and starts afresh.
+// plan lays out the window: zeroes and inline bytes are put in place, extents become pieces with the
+// checksums of their sectors and, where that maps them, their part of the stripe tree. noWait: answer
+// btree.ErrNotCached rather than read a tree block. It may be called again after an error, and starts afresh.
 func (r *Read) plan(ctx context.Context, noWait bool) error {
 	r.used = 0
 	r.sums.reset()
+	r.stripes = r.stripes[:0]
 	r.walk.begin(r.file, r.window, r.window+uint64(len(r.buf.B)), noWait)
-	r.sumCur.NoWait = noWait
+	r.sumCur.NoWait, r.stripeCur.NoWait = noWait, noWait
 	for {
 		s, ok, err := r.walk.next(ctx)
 		if !ok || err != nil {
@@ -49,6 +50,9 @@ func (r *Read) addPiece(ctx context.Context, logical ondisk.Logical, at int, b [
 	}
 	p.Logical, p.Buf, p.Unit, p.Done = logical, b, int(r.file.fs.super.SectorSize), p
 	p.Verifier, p.extent = p, extentKey{}
+	if err := r.loadStripes(ctx, p, logical, len(b)); err != nil {
+		return err
+	}
 	if r.file.noSums {
 		p.Verifier = nil
 		return nil
@@ -75,6 +79,9 @@ func (r *Read) addCompressed(ctx context.Context, s *Segment, at int, b []byte) 
 		return err
 	}
 	p.extent, p.skip = k, int(s.Skip)
+	if err := r.loadStripes(ctx, p, x.DiskBytenr, int(x.DiskNumBytes)); err != nil {
+		return err
+	}
 	if r.file.noSums {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/btree"
+	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
 )
 
@@ -35,6 +36,9 @@ type Read struct {
 	sums   sums // of the sectors that the pieces read
 	walk   walker
 	sumCur btree.Cursor
+
+	stripes   []ondisk.StripeExtent // that the pieces' requests are mapped by
+	stripeCur btree.Cursor
 
 	pending atomic.Int32 // pieces under way, and one for whoever submits
 	mu      sync.Mutex

@@ -54,7 +54,7 @@ const (
 const readableIncompat = IncompatMixedBackref | IncompatDefaultSubvol | IncompatMixedGroups |
 	IncompatCompressLZO | IncompatCompressZstd | IncompatBigMetadata | IncompatExtendedIref |
 	IncompatRAID56 | IncompatSkinnyMetadata | IncompatNoHoles | IncompatMetadataUUID |
-	IncompatRAID1C34 | IncompatSimpleQuota
+	IncompatRAID1C34 | IncompatRaidStripeTree | IncompatSimpleQuota
 
 // readableFlags go on: a filesystem that recorded an error or that serves as a seed is still readable.
 const readableFlags = SuperWritten | SuperReloc | SuperError | SuperSeeding

@@ -8,7 +8,7 @@ import (
 )
 
 func TestGate(t *testing.T) {
-	readable := uint64(1<<0 | 1<<1 | 1<<2 | 1<<3 | 1<<4 | 1<<5 | 1<<6 | 1<<7 | 1<<8 | 1<<9 | 1<<10 | 1<<11 | 1<<16)
+	readable := uint64(1<<0 | 1<<1 | 1<<2 | 1<<3 | 1<<4 | 1<<5 | 1<<6 | 1<<7 | 1<<8 | 1<<9 | 1<<10 | 1<<11 | 1<<14 | 1<<16)
 	tests := []struct {
 		name string
 		s    ondisk.Superblock
@@ -29,7 +29,6 @@ func TestGate(t *testing.T) {
 		{"flag 63", ondisk.Superblock{Flags: 1 << 63}, "superblock flag bit 0x8000000000000000 is not known"},
 		{"zoned", ondisk.Superblock{Incompat: readable | 1<<12}, "incompatible feature zoned is not supported"},
 		{"extent tree v2", ondisk.Superblock{Incompat: 1 << 13}, "incompatible feature extent-tree-v2 is not supported"},
-		{"stripe tree", ondisk.Superblock{Incompat: 1 << 14}, "incompatible feature raid-stripe-tree is not supported"},
 		{"bit 15", ondisk.Superblock{Incompat: 1 << 15}, "incompatible feature bit 0x8000 is not known"},
 		{"remap tree", ondisk.Superblock{Incompat: 1 << 17}, "incompatible feature remap-tree is not supported"},
 		{"bit 18", ondisk.Superblock{Incompat: readable | 1<<18}, "incompatible feature bit 0x40000 is not known"},

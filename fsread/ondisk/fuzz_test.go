@@ -207,6 +207,8 @@ func decodable(t *testing.T, b ondisk.Block) {
 			_, err = ondisk.DecodeDevItem(item)
 		case ondisk.TypeChunkItem:
 			_, err = ondisk.DecodeChunk(item, ondisk.Logical(k.Offset), sector)
+		case ondisk.TypeRaidStripe:
+			_, err = ondisk.DecodeStripeExtent(k, item, sector)
 		}
 		if err != nil {
 			t.Fatalf("%s passed CheckLeafItems, then: %v", k, err)

@@ -141,6 +141,7 @@ func goodItems() []ondisktest.Item {
 		ino(ondisk.TypeExtentData, 20480, ondisktest.FileExtent(compressed)),
 		item(258, ondisk.TypeExtentData, 0, ondisktest.FileExtent(regular)),
 		item(300, 251, 7, []byte("a type nobody knows")),
+		stripeItem(stripes),
 		item(ondisk.CsumObjectID, ondisk.TypeExtentCsum, 1<<30, make([]byte, 16)),
 		item(ondisk.CsumObjectID, ondisk.TypeExtentCsum, 1<<30+4*sector, make([]byte, 4)),
 		item(math.MaxUint64, 255, math.MaxUint64, nil),

@@ -57,6 +57,9 @@ func (c *leafChecker) check(k Key, item []byte) error {
 		return checkDevItem(k, item)
 	case TypeChunkItem:
 		return c.checkChunkItem(k, item)
+	case TypeRaidStripe:
+		_, err := DecodeStripeExtent(k, item, c.sectorSize)
+		return err
 	}
 	return nil
 }

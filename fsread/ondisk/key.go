@@ -111,6 +111,7 @@ const (
 	TypeRootRef      uint8 = 156
 	TypeDevItem      uint8 = 216
 	TypeChunkItem    uint8 = 228
+	TypeRaidStripe   uint8 = 230
 )
 
 func typeName(t uint8) string {
@@ -151,6 +152,8 @@ func typeName(t uint8) string {
 		return "DEV_ITEM"
 	case TypeChunkItem:
 		return "CHUNK_ITEM"
+	case TypeRaidStripe:
+		return "RAID_STRIPE"
 	}
 	return strconv.Itoa(int(t))
 }

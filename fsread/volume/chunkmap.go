@@ -22,6 +22,7 @@ type chunk struct {
 	start, end ondisk.Logical
 	members    []*member // one for each stripe; a member without a device where it is missing
 	copies     int
+	scattered  bool // the stripe tree says where its bytes lie, and not the stripes
 }
 
 // chunkMap is sorted by start and without overlap.

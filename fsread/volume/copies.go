@@ -17,10 +17,12 @@ type Copy struct {
 	Len      uint64 // bytes that go on from there in one piece, in logical order, on this device
 }
 
-// Copies gives every copy of the byte at a logical address, those on missing devices too. Errors:
-// ErrUnmapped; *ondisk.UnsupportedError for profiles that are not read.
-func (v *Volume) Copies(logical ondisk.Logical) ([]Copy, error) {
-	c := v.chunks.find(logical)
+// Copies gives every copy of the byte at a logical address, those on missing devices too. stripes is what the
+// stripe tree says of it, where UsesStripeTree. Errors: ErrUnmapped, ErrNoStripe; *ondisk.UnsupportedError for
+// profiles that are not read.
+func (v *Volume) Copies(logical ondisk.Logical, stripes ...ondisk.StripeExtent) ([]Copy, error) {
+	r := Request{vol: v, stripes: v.scatter(nil, stripes)}
+	c := r.find(logical)
 	if err := mappable(c); err != nil {
 		return nil, fmt.Errorf("logical %d: %w", logical, err)
 	}

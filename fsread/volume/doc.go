@@ -18,5 +18,8 @@
 // is read again from its other copies, each round asking one more copy of each, until the
 // Verifier accepts it or no copy is left. Nothing waits: rounds are driven by completions.
 //
+// Where a RAID stripe tree maps a chunk, its items come with the Request: who reads trees has looked them
+// up. Each stands for a small chunk of its own, and the rest is as everywhere.
+//
 // Not done: parity profiles, which are refused by name; writing.
 package volume

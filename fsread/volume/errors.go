@@ -18,6 +18,9 @@ var (
 	ErrNoChecksum = errors.New("checksum is missing")
 	// ErrUnmapped is the cause of a logical range that no chunk holds.
 	ErrUnmapped = errors.New("no chunk maps this address")
+	// ErrNoStripe is the cause of a logical range in a chunk that the RAID stripe tree describes, of which it
+	// says nothing.
+	ErrNoStripe = errors.New("no item of the RAID stripe tree maps this address")
 	// ErrNoFilesystem means that a device holds no btrfs superblock.
 	ErrNoFilesystem = errors.New("no btrfs superblock")
 	// ErrDevices is the kind of every error that names devices which do not make one filesystem.
@@ -48,7 +51,7 @@ type Lost struct {
 	Off, Len int
 	Logical  ondisk.Logical
 	Copies   []*CopyError // every attempt; empty where there was nothing to attempt
-	Err      error        // why, when it was not the copies: ErrUnmapped, ErrNoChecksum, an unsupported profile
+	Err      error        // why, when it was not the copies: ErrUnmapped, ErrNoStripe, ErrNoChecksum, an unsupported profile
 }
 
 // Error lists the causes, one copy after the other; where it was, the caller says.

@@ -36,12 +36,16 @@ type Request struct {
 	Weak     bool     // Verifier can refuse a unit but not vouch for it: stale copies serve no more than without one
 	Metadata bool     // for the statistics
 	Done     Completer
+	// Stripes is what the RAID stripe tree says of the range, where Volume.UsesStripeTree: by address, without
+	// overlap, not changed until the end. Bytes that none covers are lost.
+	Stripes []ondisk.StripeExtent
 
 	// Lost is the result: units that no copy could serve, by offset; empty when all of Buf is good.
 	// Their bytes in Buf are zero.
 	Lost []Lost
 
 	vol     *Volume
+	stripes []chunk // made of Stripes
 	frags   []frag
 	runs    []run
 	split   bool // some unit lies in more than one fragment
@@ -79,6 +83,7 @@ func (v *Volume) Submit(reqs []*Request) {
 	b := v.batches.Get().(*batch)
 	for _, r := range reqs {
 		r.vol, r.round, r.Lost, r.bad = v, 0, r.Lost[:0], r.bad[:0]
+		r.stripes = r.vol.scatter(r.stripes[:0], r.Stripes)
 		r.planFirst()
 		r.seal(b)
 	}
@@ -108,7 +113,7 @@ func (r *Request) planFirst() {
 	r.frags, r.runs, r.split = r.frags[:0], r.runs[:0], false
 	for off := 0; off < len(r.Buf); {
 		l := r.Logical + ondisk.Logical(off)
-		c := r.vol.chunks.find(l)
+		c := r.find(l)
 		if err := mappable(c); err != nil {
 			off += r.refuse(off, err)
 			continue
@@ -160,6 +165,9 @@ func (r *Request) touching(d *member, phys devio.Physical, n int) int {
 func mappable(c *chunk) error {
 	if c == nil {
 		return ErrUnmapped
+	}
+	if c.scattered {
+		return ErrNoStripe
 	}
 	if c.copies == 0 {
 		return &ondisk.UnsupportedError{Feature: "profile " + c.profile.String()}

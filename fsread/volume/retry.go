@@ -127,7 +127,7 @@ func (r *Request) nextRound() bool {
 // that of a longer read, now by itself.
 func (r *Request) retry(u *badUnit) {
 	off := u.unit * r.Unit
-	c := r.vol.chunks.find(r.Logical + ondisk.Logical(off))
+	c := r.find(r.Logical + ondisk.Logical(off))
 	in := uint64(r.Logical-c.start) + uint64(off)
 	r.exclude(u, c, in)
 	mirror := u.next(c, in)

@@ -13,7 +13,15 @@ var errSplit = errors.New("sector crosses a stripe")
 
 // A node is only sure to be aligned to the sector, so it may cross a stripe, on striped profiles even
 // devices (btrfs-progs' fsck-tests/018). Then its fragments have copies of their own, and any
-// combination may be the good one: n copies of p fragments give n^p, counted as digits.
+// combination may be the good one: n copies of p fragments give n^p, counted as digits. An extent that is
+// checked whole is like that too, where the stripe tree has several items for it.
+
+// maxPieces bounds the fragments of a split unit: a compressed extent of 128 KiB whose every sector lies by
+// itself. maxCombos bounds the combinations that are looked at, which else a crafted stripe tree decides.
+const (
+	maxPieces = 32
+	maxCombos = 1 << 10
+)
 
 // settleSplit judges the one unit of a split request, once all its fragments were read.
 func (r *Request) settleSplit() {
@@ -81,13 +89,17 @@ func (r *Request) retrySplit(u *badUnit) {
 
 // planCombo plans combination u.combo; true when it was planned, or when there are no more.
 func (r *Request) planCombo(u *badUnit) bool {
+	if u.combo == maxCombos {
+		u.state = lost
+		return true
+	}
 	digits := u.combo
-	var mirrors [16]Mirror
+	var mirrors [maxPieces]Mirror
 	var pieces int
 	usable := true
 	for off := 0; off < len(r.Buf); pieces++ {
 		l := r.Logical + ondisk.Logical(off)
-		c := r.vol.chunks.find(l)
+		c := r.find(l)
 		in := uint64(l - c.start)
 		if pieces == len(mirrors) {
 			u.state = lost
@@ -118,7 +130,7 @@ func (r *Request) placeCombo(mirrors []Mirror) {
 	off := 0
 	for _, m := range mirrors {
 		l := r.Logical + ondisk.Logical(off)
-		c := r.vol.chunks.find(l)
+		c := r.find(l)
 		in := uint64(l - c.start)
 		n := int(min(uint64(len(r.Buf)-off), c.extent(in)))
 		r.place(c, in, off, n, m, true)

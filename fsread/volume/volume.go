@@ -24,7 +24,8 @@ type Volume struct {
 	members []*member
 	seeds   []ondisk.UUID // what tree blocks of seeds carry, each once
 	chunks  chunkMap
-	batches sync.Pool // of *batch, sized for members
+	byID    map[devio.DevID]*member // of a filesystem with a stripe tree, which names devices by devid alone
+	batches sync.Pool               // of *batch, sized for members
 }
 
 // Bootstrap gives a Volume that maps the chunks of the superblock's array: enough to read the chunk
@@ -140,6 +141,9 @@ func (v *Volume) finish(entries []ondisk.ChunkEntry) (*Volume, error) {
 		}
 		return &member{id: s.Dev, uuid: s.DevUUID}
 	})
+	if v.super.Incompat&ondisk.IncompatRaidStripeTree != 0 {
+		v.useStripeTree()
+	}
 	return v, err
 }
 

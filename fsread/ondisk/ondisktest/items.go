@@ -166,3 +166,13 @@ func Csums(data []byte, sectorSize int, t csum.Type) []byte {
 	}
 	return b
 }
+
+// StripeExtent encodes the payload of a RAID_STRIPE; its key holds the range.
+func StripeExtent(s ondisk.StripeExtent) []byte {
+	var b []byte
+	for _, d := range s.Strides[:s.Count] {
+		b = le.AppendUint64(b, uint64(d.Dev))
+		b = le.AppendUint64(b, uint64(d.Physical))
+	}
+	return b
+}
