@@ -20,6 +20,9 @@ type Options struct {
 	// Changing says that the kernel has the filesystem mounted read-write: blocks of the generation
 	// that was opened may be overwritten, so bytes that no checksum vouches for are refused.
 	Changing bool
+	// IgnoreLog shows the last commit of a filesystem that was not unmounted, without what was synced
+	// after it. With Changing that is so in any case: such a log is still being written.
+	IgnoreLog bool
 	// CacheBytes bounds the caches of tree blocks and of inflated extents together; 0 means 64 MiB, and at
 	// least 4 MiB is taken.
 	CacheBytes int64
@@ -43,6 +46,7 @@ type FS struct {
 	reader  *btree.Reader
 	roots   btree.Tree // the tree of tree roots
 	csums   btree.Tree
+	logs    logs
 	stripes btree.Tree // the RAID stripe tree, where the superblock has its bit
 	pool    *devio.Pool
 	own     bool // pool is ours to close
@@ -126,9 +130,6 @@ func (fs *FS) reportStale() {
 
 // assemble reads the chunk tree through the chunks of the superblock, then the roots through all chunks.
 func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
-	if set.Super.LogRoot != 0 {
-		return &ondisk.UnsupportedError{Feature: "log tree: the filesystem was not unmounted cleanly (mount and unmount it once)"}
-	}
 	boot, err := set.Bootstrap(fs.pool, volume.Options{Degraded: fs.opts.Degraded, Stats: fs.opts.Stats})
 	if err != nil {
 		return err
@@ -155,7 +156,10 @@ func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
 	if err := fs.openCsums(ctx); err != nil {
 		return err
 	}
-	return fs.openStripes(ctx)
+	if err := fs.openStripes(ctx); err != nil {
+		return err
+	}
+	return fs.openLogs(ctx)
 }
 
 func (fs *FS) cacheBytes() int64 {

@@ -363,17 +363,6 @@ func TestHostileSizes(t *testing.T) {
 	}
 }
 
-// TestLogTreeIsRefused by name: what an fsync promised would be missing.
-func TestLogTreeIsRefused(t *testing.T) {
-	b := newBuilder(t)
-	b.sb.LogRoot = chunkStart + 4<<20
-	b.build()
-	_, err := openMem(t, b.disk)
-	if !errors.Is(err, ondisk.ErrUnsupported) || !strings.Contains(err.Error(), "log tree") {
-		t.Errorf("got %v, want the log tree refused", err)
-	}
-}
-
 // TestMissingSeedIsNamed, with the filesystem that it was.
 func TestMissingSeedIsNamed(t *testing.T) {
 	b := newBuilder(t)

@@ -38,8 +38,17 @@ func (fs *FS) rootItem(ctx context.Context, id uint64) (ondisk.RootItem, error) 
 	return ondisk.DecodeRootItem(c.Item())
 }
 
-// SubvolumeByID opens a subvolume. Deleted ones that wait for cleaning are not there: ErrNotExist.
+// SubvolumeByID opens a subvolume. Deleted ones that wait for cleaning are not there: ErrNotExist. One
+// whose log can't be replayed is refused: *LogError.
 func (fs *FS) SubvolumeByID(ctx context.Context, id uint64) (*Subvolume, error) {
+	if err := fs.logs.info.Refused[id]; err != nil {
+		return nil, err
+	}
+	return fs.subvolume(ctx, id)
+}
+
+// subvolume opens a subvolume, and one whose log can't be replayed as it was at the last commit.
+func (fs *FS) subvolume(ctx context.Context, id uint64) (*Subvolume, error) {
 	if !ondisk.IsSubvolume(id) {
 		return nil, fmt.Errorf("subvolume id %d: %w (5 is the top level, others are 256 and above)", id, ErrNotExist)
 	}
@@ -50,8 +59,8 @@ func (fs *FS) SubvolumeByID(ctx context.Context, id uint64) (*Subvolume, error) 
 	if ri.Refs == 0 || ri.Dead() {
 		return nil, fmt.Errorf("subvolume id %d was deleted: %w", id, ErrNotExist)
 	}
-	return &Subvolume{fs: fs, id: id, root: ri,
-		tree: fs.reader.Subvolume(id, btree.Pointer{Logical: ri.Bytenr, Generation: ri.Generation, Level: ri.Level})}, nil
+	tree := fs.reader.Subvolume(id, btree.Pointer{Logical: ri.Bytenr, Generation: ri.Generation, Level: ri.Level})
+	return &Subvolume{fs: fs, id: id, root: ri, tree: tree.With(fs.logs.overlays[id])}, nil
 }
 
 // DefaultSubvolume is the one that a plain mount shows: named by the entry "default" of the root
@@ -125,7 +134,7 @@ func (fs *FS) Subvolumes(ctx context.Context) ([]SubvolumeInfo, error) {
 			return out, nil
 		}
 		next = id + 1
-		s, err := fs.SubvolumeByID(ctx, id)
+		s, err := fs.subvolume(ctx, id)
 		if err != nil {
 			continue // deleted, waiting for cleaning
 		}
@@ -183,7 +192,7 @@ func (c *climber) path(ctx context.Context, id uint64) (path string, parent uint
 		}
 		c.paths[parent] = above
 	}
-	sv, err := c.fs.SubvolumeByID(ctx, parent)
+	sv, err := c.fs.subvolume(ctx, parent)
 	if err != nil {
 		return "", 0, err
 	}

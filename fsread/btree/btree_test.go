@@ -66,11 +66,8 @@ func (f *forest) add(b []byte) ondisk.Logical {
 func (f *forest) build(keys []ondisk.Key, fan int) Pointer {
 	var ptrs []ondisktest.Ptr
 	for i := 0; i < len(keys); i += fan {
-		var items []ondisktest.Item
-		for _, k := range keys[i:min(i+fan, len(keys))] {
-			items = append(items, ondisktest.Item{Key: k, Data: content(k)})
-		}
-		ptrs = append(ptrs, ondisktest.Ptr{Key: keys[i], Block: f.add(ondisktest.Leaf(f.header(0), items...)), Generation: f.sb.Generation})
+		kids := keys[i:min(i+fan, len(keys))]
+		ptrs = append(ptrs, ondisktest.Ptr{Key: keys[i], Block: f.add(leaf(f.header(0), kids...)), Generation: f.sb.Generation})
 	}
 	level := uint8(0)
 	for ; len(ptrs) > 1; level++ {
@@ -361,4 +358,13 @@ func BenchmarkSeek(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// leaf is a leaf of the keys, as build makes them.
+func leaf(h ondisktest.Header, keys ...ondisk.Key) []byte {
+	var items []ondisktest.Item
+	for _, k := range keys {
+		items = append(items, ondisktest.Item{Key: k, Data: content(k)})
+	}
+	return ondisktest.Leaf(h, items...)
 }

@@ -16,6 +16,8 @@ type Tree struct {
 	root  Pointer
 	id    uint64 // for errors and for Owner
 	owner uint64 // as ondisk.Expect has it
+	newer uint64 // generations that its blocks may be after the superblock's
+	over  *Overlay
 }
 
 // Tree gives the tree of that id, whose blocks carry exactly that owner.
@@ -26,6 +28,12 @@ func (r *Reader) Tree(id uint64, root Pointer) Tree {
 // Subvolume gives a tree whose blocks may be shared with other subvolumes, so carry any subvolume's id.
 func (r *Reader) Subvolume(id uint64, root Pointer) Tree {
 	return Tree{r: r, root: root, id: id, owner: ondisk.OwnerAnySubvolume}
+}
+
+// Log gives a log tree, of which there is one beside each subvolume that was synced since the last commit,
+// and one of their roots: blocks of both are of the transaction after the superblock's.
+func (r *Reader) Log(root Pointer) Tree {
+	return Tree{r: r, root: root, id: ondisk.TreeLog, owner: ondisk.TreeLog, newer: 1}
 }
 
 // ID is the tree's object id.
@@ -45,6 +53,8 @@ type Cursor struct {
 	slots  [maxLevel]int
 	want   ondisk.Expect // reused from level to level
 	limits [maxLevel]limit
+
+	merge merge
 }
 
 // limit is the key that everything in the block of a level stays below.
@@ -55,12 +65,22 @@ type limit struct {
 
 // Seek goes to the last item whose key is at most k, or before the first item when there is none.
 func (c *Cursor) Seek(ctx context.Context, t Tree, k ondisk.Key) error {
+	c.merge = merge{}
+	if err := c.seek(ctx, t, k); err != nil || t.over == nil {
+		return err
+	}
+	return c.seekMerged(ctx, k)
+}
+
+// seek is Seek among the tree's own items.
+func (c *Cursor) seek(ctx context.Context, t Tree, k ondisk.Key) error {
 	if t.root.Level >= maxLevel {
 		return &ondisk.Error{Item: "tree root", Detail: fmt.Sprintf("tree %d has level %d", int64(t.id), t.root.Level)}
 	}
 	c.tree = t
 	c.want = t.r.expect
 	c.want.Logical, c.want.Generation, c.want.Level, c.want.Owner = t.root.Logical, t.root.Generation, t.root.Level, t.owner
+	c.want.MaxGeneration += t.newer
 	c.limits[t.root.Level] = limit{}
 	for level := t.root.Level; ; level-- {
 		b, err := t.r.block(ctx, t.id, &c.want, !c.NoWait)
@@ -91,6 +111,14 @@ func (c *Cursor) expectChild(level uint8) {
 
 // Next goes to the next item; false at the end of the tree, where the cursor then stays.
 func (c *Cursor) Next(ctx context.Context) (bool, error) {
+	if c.tree.over != nil {
+		return c.nextMerged(ctx)
+	}
+	return c.next(ctx)
+}
+
+// next is Next among the tree's own items.
+func (c *Cursor) next(ctx context.Context) (bool, error) {
 	if c.slots[0]+1 < c.blocks[0].Len() {
 		c.slots[0]++
 		return true, nil
@@ -130,15 +158,28 @@ func (c *Cursor) descend(ctx context.Context, level uint8) (bool, error) {
 }
 
 // Valid says whether the cursor is on an item, rather than before the first.
-func (c *Cursor) Valid() bool {
+func (c *Cursor) Valid() bool { return c.merge.on || c.onBlock() }
+
+// onBlock says whether the cursor is on an item of the tree's own.
+func (c *Cursor) onBlock() bool {
 	return c.blocks[0] != nil && c.slots[0] >= 0 && c.slots[0] < c.blocks[0].Len()
 }
 
 // Key is the key of the item. Precondition: Valid.
-func (c *Cursor) Key() ondisk.Key { return c.blocks[0].Key(c.slots[0]) }
+func (c *Cursor) Key() ondisk.Key {
+	if c.merge.on {
+		return c.merge.item.key
+	}
+	return c.blocks[0].Key(c.slots[0])
+}
 
 // Item is the item's data, immutable. Precondition: Valid.
-func (c *Cursor) Item() []byte { return c.blocks[0].Item(c.slots[0]) }
+func (c *Cursor) Item() []byte {
+	if c.merge.on {
+		return c.merge.item.v
+	}
+	return c.blocks[0].Item(c.slots[0])
+}
 
 // Find goes to the item of exactly this key; false when there is none.
 func (c *Cursor) Find(ctx context.Context, t Tree, k ondisk.Key) (bool, error) {

@@ -124,6 +124,10 @@ func (r *Reader) load(ctx context.Context, k blockKey, want *ondisk.Expect) (ond
 	r.mu.Lock()
 	f, ok := r.flights[k]
 	if !ok {
+		if b, cached := r.cache.Get(k); cached { // a read ended since the caller looked
+			r.mu.Unlock()
+			return b, nil
+		}
 		f = &flight{done: make(chan struct{})}
 		r.flights[k] = f
 	}

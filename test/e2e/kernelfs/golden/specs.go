@@ -195,7 +195,7 @@ func refusedSpecs() []Spec {
 			Options: kernelfs.Options{Devices: 4, Data: "raid6", Metadata: "raid6"}, Fill: rows(2),
 		},
 		{
-			Name: "log", Note: "copied while mounted after fsync: a log tree; the manifest is the state after its replay", Refuse: "log tree",
+			Name: "log", Note: "copied while mounted after fsync: a log tree; the manifest is the state after its replay",
 			Options: kernelfs.Options{Data: "single", Metadata: "dup"}, Mount: "commit=300", Crash: true, Fill: dirtyLog,
 		},
 	}
