@@ -49,7 +49,8 @@ type Filesystem struct {
 	Workers      int    // reads in flight per physical device, 1 to 1024
 	Cache        int64  // bytes of tree blocks and decompressed extents, upper bound
 	IOEngine     string // "auto" or "pread"
-	AllowMounted bool   // no warning about a device that is mounted read-write
+	AllowMounted bool   // read devices that are mounted read-write
+	IgnoreLog    bool   // show the last commit of a filesystem that was not unmounted
 	Pos          Pos    // of the name
 }
 
@@ -101,7 +102,7 @@ func (e Export) SameAs(o Export) bool {
 func (f Filesystem) SameAs(o Filesystem) bool {
 	return f.Name == o.Name && sameDevices(f.Devices, o.Devices) && f.Degraded == o.Degraded &&
 		f.DirectIO == o.DirectIO && f.Workers == o.Workers && f.Cache == o.Cache &&
-		f.IOEngine == o.IOEngine && f.AllowMounted == o.AllowMounted
+		f.IOEngine == o.IOEngine && f.AllowMounted == o.AllowMounted && f.IgnoreLog == o.IgnoreLog
 }
 
 // sameDevices compares two sets; check.go has refused doubled paths in either.

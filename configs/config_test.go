@@ -116,7 +116,7 @@ func TestEveryValueIsTaken(t *testing.T) {
 listen: ["tcp://[::1]:99"]
 metrics: {listen: "unix:///run/m.sock"}
 filesystems:
-- {name: a, devices: [disk.img], degraded: true, direct_io: false, workers: 3, cache: 1MB, io_engine: pread, allow_mounted: true}
+- {name: a, devices: [disk.img], degraded: true, direct_io: false, workers: 3, cache: 1MB, io_engine: pread, allow_mounted: true, ignore_log: true}
 - {name: "10", devices: [/dev/sdd]}
 exports:
 - {name: x y, filesystem: "10", subvol: "@s", path: /p, description: "two\nlines", round_up: 4KiB}
@@ -134,7 +134,7 @@ limits: {connections: 7, handshake: 1m30s, drain: 0s}
 		Listen:  []Listen{{Network: "tcp", Address: "[::1]:99"}},
 		Metrics: &Listen{Network: "unix", Address: "/run/m.sock"},
 		Filesystems: []Filesystem{
-			{Name: "a", Devices: []Device{{Path: "disk.img"}}, Degraded: true, Workers: 3, Cache: 1e6, IOEngine: "pread", AllowMounted: true},
+			{Name: "a", Devices: []Device{{Path: "disk.img"}}, Degraded: true, Workers: 3, Cache: 1e6, IOEngine: "pread", AllowMounted: true, IgnoreLog: true},
 			{Name: "10", Devices: []Device{{Path: "/dev/sdd"}}, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto"},
 		},
 		Exports: []Export{
@@ -246,7 +246,7 @@ func TestSameAs(t *testing.T) {
 		"fewer": func(f *Filesystem) { f.Devices = f.Devices[:1] }, "degraded": func(f *Filesystem) { f.Degraded = true },
 		"direct_io": func(f *Filesystem) { f.DirectIO = true }, "workers": func(f *Filesystem) { f.Workers++ },
 		"cache": func(f *Filesystem) { f.Cache++ }, "engine": func(f *Filesystem) { f.IOEngine = "pread" },
-		"mounted": func(f *Filesystem) { f.AllowMounted = true },
+		"mounted": func(f *Filesystem) { f.AllowMounted = true }, "log": func(f *Filesystem) { f.IgnoreLog = true },
 	} {
 		o := f
 		if change(&o); f.SameAs(o) {

@@ -68,8 +68,8 @@ func (d *decoder) filesystem(key string, n *node) Filesystem {
 		{name: "cache", read: d.size(&f.Cache, checkCache)},
 		{name: "io_engine", read: d.choice(&f.IOEngine, []string{"auto", "pread"}, []string{"io_uring"})},
 		{name: "allow_mounted", read: d.boolean(&f.AllowMounted)},
+		{name: "ignore_log", read: d.boolean(&f.IgnoreLog)},
 		{name: "slow_read", read: d.unsupported("remove it")},
-		{name: "ignore_log", read: d.unsupported("remove it")},
 	})
 	return f
 }

@@ -15,6 +15,7 @@ type Flags struct {
 	SubvolID     uint64   // --subvolid, for every export; 0: not given
 	Degraded     bool     // --degraded
 	AllowMounted bool     // --allow-mounted
+	IgnoreLog    bool     // --ignore-log
 }
 
 // FromFlags makes the Config of one filesystem whose Name is empty: the caller, having opened it, takes its
@@ -23,7 +24,7 @@ func FromFlags(f Flags) (*Config, error) {
 	c := &Config{TLS: TLS{Mode: "off"}, Limits: defaultLimits()}
 	var errs errorList
 	fs := defaultFilesystem()
-	fs.Degraded, fs.AllowMounted = f.Degraded, f.AllowMounted
+	fs.Degraded, fs.AllowMounted, fs.IgnoreLog = f.Degraded, f.AllowMounted, f.IgnoreLog
 	for _, d := range f.Devices {
 		pos := Pos{Flag: "-d " + d}
 		if err := checkFile(d); err != nil {

@@ -163,7 +163,6 @@ func TestRefused(t *testing.T) {
 		{"io_uring", top + "    io_engine: io_uring\n" + tail, `f:4: io_engine: io_uring is not supported by this version (write auto or pread)`},
 		{"unknown engine", top + "    io_engine: aio\n" + tail, `f:4: io_engine: "aio" is not known (write auto or pread)`},
 		{"slow_read", top + "    slow_read: 1s\n" + tail, `f:4: slow_read is not supported by this version (remove it)`},
-		{"ignore_log", top + "    ignore_log: false\n" + tail, `f:4: ignore_log is not supported by this version (remove it)`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Parse("f", []byte(tc.text))

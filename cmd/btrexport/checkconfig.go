@@ -77,8 +77,8 @@ func checked(c *configs.Config, s *site) *checkedJSON {
 		p.Metrics = c.Metrics.String()
 	}
 	for _, f := range s.filesystems {
-		i := f.Info()
-		p.Filesystems = append(p.Filesystems, checkedFilesystem{Name: f.name, infoJSON: infoObject(&i)})
+		i, log := f.Info(), f.Log()
+		p.Filesystems = append(p.Filesystems, checkedFilesystem{Name: f.name, infoJSON: infoObject(&i, &log)})
 	}
 	for _, x := range s.exports {
 		p.Exports = append(p.Exports, checkedExport{Name: x.Name, Filesystem: x.fs.name, Path: x.Path, Subvolume: x.subvol,

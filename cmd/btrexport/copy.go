@@ -44,6 +44,7 @@ type copier struct {
 	from  uint64     // start and end of the data that no read was started for yet
 	upto  uint64
 	data  uint64
+	read  func(n uint64) // told of every read that was written
 }
 
 // pending is one read, and where its end is told.
@@ -56,9 +57,10 @@ type pending struct {
 func (p *pending) ReadDone(*fsread.Read) { p.done <- struct{}{} }
 
 // copyFile copies a whole file. Every byte that reaches the sink was verified as far as the file has
-// checksums; the first that can't be read ends the copy with a *lostError.
-func copyFile(ctx context.Context, f *fsread.File, to sink) (copied, error) {
-	c := &copier{ctx: ctx, file: f, to: to, chunk: copyChunk, depth: copyDepth}
+// checksums; the first that can't be read ends the copy with a *lostError. read is told of bytes as
+// they get there.
+func copyFile(ctx context.Context, f *fsread.File, to sink, read func(n uint64)) (copied, error) {
+	c := &copier{ctx: ctx, file: f, to: to, chunk: copyChunk, depth: copyDepth, read: read}
 	return c.run()
 }
 
@@ -75,6 +77,17 @@ func (c *copier) run() (copied, error) {
 		err = c.to.end(c.file.Size())
 	}
 	return copied{Bytes: c.file.Size(), Data: c.data}, err
+}
+
+// dataBytes counts what a copy of the file must read: holes and what was never written cost nothing.
+func dataBytes(ctx context.Context, f *fsread.File) (n uint64, err error) {
+	err = f.Extents(ctx, 0, func(s fsread.Segment) error {
+		if s.Kind != fsread.Hole && s.Kind != fsread.Prealloc {
+			n += min(s.Off+s.Len, f.Size()) - s.Off
+		}
+		return nil
+	})
+	return n, err
 }
 
 // segment gathers data; holes and what was never written end a range.
@@ -134,6 +147,7 @@ func (c *copier) finishOldest() error {
 	if err == nil {
 		c.data += uint64(p.Len)
 		err = c.to.write(p.Payload(), p.Off)
+		c.read(uint64(p.Len))
 	}
 	p.Release()
 	c.free = append(c.free, p)

@@ -66,7 +66,7 @@ func (m *memory) end(size uint64) error {
 // TestCopyFile copies every file of some images, as a file would be and as a stream, and holds both
 // against what the kernel showed.
 func TestCopyFile(t *testing.T) {
-	for _, name := range []string{"single", "raid10-4", "no-holes-off"} {
+	for _, name := range []string{"single", "raid10-4", "no-holes-off", "zstd", "lzo"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			img := fsreadtest.Load(t, name)
@@ -80,14 +80,18 @@ func TestCopyFile(t *testing.T) {
 					t.Fatal(err)
 				}
 				var m memory
-				small := copier{ctx: t.Context(), file: f, to: &m, chunk: 3 * 4096, depth: 3} // so that all goes round often
+				var told uint64
+				small := copier{ctx: t.Context(), file: f, to: &m, chunk: 3 * 4096, depth: 3, read: func(n uint64) { told += n }} // so that all goes round often
 				done, err := small.run()
 				if err != nil || !m.ended || done.Bytes != uint64(e.Size) || done.Data > done.Bytes {
 					t.Errorf("%q: %+v, ended %v, error %v", e.Path, done, m.ended, err)
 				}
+				if todo, err := dataBytes(t.Context(), f); err != nil || todo != done.Data || told != todo {
+					t.Errorf("%q: %d bytes of data, error %v; read %d, told %d", e.Path, todo, err, done.Data, told)
+				}
 				sum := sha256.Sum256(m.b)
 				stream := sha256.New()
-				if _, err := copyFile(t.Context(), f, &streamSink{w: stream}); err != nil {
+				if _, err := copyFile(t.Context(), f, &streamSink{w: stream}, ignore); err != nil {
 					t.Error(err)
 				}
 				for _, got := range [][]byte{sum[:], stream.Sum(nil)} {
@@ -112,7 +116,7 @@ func TestCopyFileFails(t *testing.T) {
 	}
 	for n, failed := 1, true; failed; n++ {
 		m := memory{fail: n}
-		c := copier{ctx: t.Context(), file: f, to: &m, chunk: 128 << 10, depth: 3}
+		c := copier{ctx: t.Context(), file: f, to: &m, chunk: 128 << 10, depth: 3, read: ignore}
 		_, err := c.run()
 		if failed = m.writes >= n; failed && (!errors.Is(err, errSink) || m.ended) {
 			t.Fatalf("write %d failed: ended %v, error %v", n, m.ended, err)
@@ -120,7 +124,7 @@ func TestCopyFileFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := copyFile(ctx, f, &memory{}); !errors.Is(err, context.Canceled) {
+	if _, err := copyFile(ctx, f, &memory{}, ignore); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: error %v", err)
 	}
 	pool := fs.Pool()
@@ -148,7 +152,7 @@ func TestCopyLost(t *testing.T) {
 	}); err != nil || at == 0 {
 		t.Fatalf("ruined at %d, error %v", at, err)
 	}
-	_, err = copyToStream(t.Context(), f, "/rows/rows-0", &countWriter{})
+	_, err = copyToStream(t.Context(), f, "/rows/rows-0", &countWriter{}, ignore)
 	want := fmt.Sprintf(`^read /rows/rows-0 offset %d length 8192: no good copy: devid \d \(.*disk\d\.img\) @\d+: crc32c is [0-9a-f]{8}, want [0-9a-f]{8}, devid \d \(.*disk\d\.img\) @\d+: crc32c is .* \(the rest of the file can be read: .*\)$`, at)
 	if err == nil || !regexp.MustCompile(want).MatchString(err.Error()) {
 		t.Errorf("got %v\nwant %s", err, want)
@@ -157,6 +161,8 @@ func TestCopyLost(t *testing.T) {
 		t.Errorf("status %d, kind %s", code, kind)
 	}
 }
+
+func ignore(uint64) {}
 
 type countWriter struct{ n int }
 

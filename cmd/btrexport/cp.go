@@ -24,7 +24,10 @@ func (a *app) cpCommand() *cobra.Command {
 		Use:   "cp -d DEVICE... PATH DEST",
 		Short: "Copy a file out, every block verified",
 		Long: "cp copies a regular file out of a filesystem. It writes DEST.partial, sparse where the file is, and gives it its name " +
-			"only when every byte was read and verified. A DEST that is a directory takes the file's name; - is standard output.\n\n" + exitHelp,
+			"only when every byte was read and verified. A DEST that is a directory takes the file's name; - is standard output.\n\n" +
+			"Progress goes to standard error: a bar on a terminal, else a line each 10 s (BTREXPORT_PROGRESS_INTERVAL: 30s, 1m; 0 for none), " +
+			"and a line at once on SIGUSR1. With --json, objects of message_type status, then summary, go to standard output, " +
+			"or to standard error when DEST is -.\n\n" + exitHelp,
 		Example: "  btrexport cp -d /dev/sdb -d /dev/sdc /@images/vm1.raw .",
 		Args:    arguments(2, 2, "PATH and DEST"),
 	}
@@ -50,6 +53,11 @@ func (a *app) cp(ctx context.Context, dev *deviceFlags, from, dest string, force
 		}
 	}
 	stats := &repairs{}
+	p, err := a.newProgress(from, a.objects(toStdout), stats.repaired.Load)
+	if err != nil {
+		return err
+	}
+	defer p.stop()
 	fs, err := dev.open(ctx, a.log, stats)
 	if err != nil {
 		return err
@@ -64,17 +72,37 @@ func (a *app) cp(ctx context.Context, dev *deviceFlags, from, dest string, force
 		return err
 	}
 	start := time.Now()
+	todo, err := dataBytes(ctx, file)
+	if err != nil {
+		return copyError(from, dest, err)
+	}
+	p.start(todo)
 	var done copied
 	if toStdout {
-		done, err = copyToStream(ctx, file, from, a.out)
+		done, err = copyToStream(ctx, file, from, a.out, p.add)
 	} else {
-		done, err = copyToFile(ctx, file, from, dest, mode, force)
+		done, err = copyToFile(ctx, file, from, dest, mode, force, p.add)
+	}
+	p.stop()
+	if errors.Is(err, unix.EPIPE) && toStdout {
+		_, _ = a.out.Write([]byte{0}) // reaches nobody, and ends the program as it ends every other one
 	}
 	if err != nil {
 		return err
 	}
 	return a.summarize(&summary{MessageType: "summary", Path: from, Dest: dest, Bytes: done.Bytes, Data: done.Data, Holes: done.Bytes - done.Data,
 		Seconds: time.Since(start).Seconds(), Repaired: stats.repaired.Load(), Verified: file.Verified()})
+}
+
+// objects is where cp's JSON goes; nil without --json.
+func (a *app) objects(toStdout bool) io.Writer {
+	switch {
+	case !a.json:
+		return nil
+	case toStdout:
+		return a.err // standard output has the file
+	}
+	return a.out
 }
 
 // openFile opens a regular file and gives its permissions.
@@ -132,13 +160,13 @@ func bare(err error) error {
 	return err
 }
 
-func copyToStream(ctx context.Context, f *fsread.File, from string, w io.Writer) (copied, error) {
-	done, err := copyFile(ctx, f, &streamSink{w: w})
+func copyToStream(ctx context.Context, f *fsread.File, from string, w io.Writer, read func(uint64)) (copied, error) {
+	done, err := copyFile(ctx, f, &streamSink{w: w}, read)
 	return done, copyError(from, "standard output", err)
 }
 
 // copyToFile writes DEST.partial and renames it when all of it is on the disk.
-func copyToFile(ctx context.Context, f *fsread.File, from, dest string, mode os.FileMode, force bool) (done copied, err error) {
+func copyToFile(ctx context.Context, f *fsread.File, from, dest string, mode os.FileMode, force bool, read func(uint64)) (done copied, err error) {
 	partial := dest + ".partial"
 	if force {
 		if err := os.Remove(partial); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -159,7 +187,7 @@ func copyToFile(ctx context.Context, f *fsread.File, from, dest string, mode os.
 			_ = os.Remove(partial)
 		}
 	}()
-	done, err = copyFile(ctx, f, &fileSink{out})
+	done, err = copyFile(ctx, f, &fileSink{out}, read)
 	if cerr := out.Close(); err == nil && cerr != nil {
 		err = &writeError{cerr}
 	}
@@ -252,11 +280,7 @@ type summary struct {
 // summarize prints the last line: to standard error, which JSON leaves to errors unless the file itself
 // goes to standard output.
 func (a *app) summarize(s *summary) error {
-	if a.json {
-		w := a.out
-		if s.Dest == "-" {
-			w = a.err
-		}
+	if w := a.objects(s.Dest == "-"); w != nil {
 		return printJSON(w, s)
 	}
 	line := fmt.Sprintf("%s: %d bytes (%s data) in %.1f s", shown(s.Path), s.Bytes, iec(s.Data), s.Seconds)
@@ -268,13 +292,4 @@ func (a *app) summarize(s *summary) error {
 	}
 	_, err := fmt.Fprintln(a.err, line)
 	return err
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }

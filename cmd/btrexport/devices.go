@@ -23,6 +23,7 @@ type deviceFlags struct {
 	subvolID     uint64
 	degraded     bool
 	allowMounted bool
+	ignoreLog    bool
 }
 
 func (f *deviceFlags) add(cmd *cobra.Command) {
@@ -30,6 +31,7 @@ func (f *deviceFlags) add(cmd *cobra.Command) {
 	p.StringArrayVarP(&f.devices, "device", "d", nil, "block device or image file; once for each device of the filesystem (default: BTREXPORT_DEVICES, separated by :)")
 	p.BoolVar(&f.degraded, "degraded", false, "go on though devices are missing")
 	p.BoolVar(&f.allowMounted, "allow-mounted", false, "read devices that this kernel has mounted read-write")
+	p.BoolVar(&f.ignoreLog, "ignore-log", false, "show the last commit of a filesystem that was not unmounted, not what was synced after it")
 }
 
 func (f *deviceFlags) addSubvol(cmd *cobra.Command) {
@@ -68,7 +70,7 @@ func (f *deviceFlags) open(ctx context.Context, log *slog.Logger, stats volume.S
 	changing, err := mounted(paths, f.allowMounted, "--allow-mounted", log)
 	if err == nil {
 		var fs *fsread.FS
-		fs, err = fsread.Open(ctx, devs, fsread.Options{Degraded: f.degraded, Changing: changing, Stats: stats, Log: log})
+		fs, err = fsread.Open(ctx, devs, fsread.Options{Degraded: f.degraded, Changing: changing, IgnoreLog: f.ignoreLog, Stats: stats, Log: log})
 		if err == nil {
 			return fs, nil
 		}

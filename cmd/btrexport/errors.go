@@ -127,7 +127,10 @@ func withRemedy(err error) string {
 			s += " (" + remedy + ")"
 		}
 	}
+	var log *fsread.LogError
 	switch {
+	case errors.As(err, &log):
+		add("--ignore-log, or ignore_log: true, shows the last commit")
 	case errors.Is(err, fsread.ErrIsDir):
 		add("name a regular file, or use ls")
 	case errors.Is(err, fsread.ErrNotRegular):

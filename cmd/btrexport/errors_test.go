@@ -61,6 +61,7 @@ func TestClassify(t *testing.T) {
 		{"directory", &fsread.PathError{Err: fsread.ErrIsDir}, 2, "is-directory"},
 		{"fifo", &fsread.PathError{Err: fsread.ErrNotRegular}, 2, "not-regular"},
 		{"link", &fsread.PathError{Err: fsread.ErrLinkLeaves}, 2, "link"},
+		{"log that can't be replayed", &fsread.LogError{Subvolume: 5, Err: &ondisk.Error{Item: "x"}}, 1, "corrupt"},
 		{"corrupt", &ondisk.Error{Item: "x"}, 1, "corrupt"},
 		{"DEST exists", fs.ErrExist, 2, "exists"},
 		{"disk full", &writeError{syscall.ENOSPC}, 1, "no-space"},

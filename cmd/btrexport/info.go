@@ -17,7 +17,8 @@ func (a *app) infoCommand() *cobra.Command {
 		Use:   "info -d DEVICE...",
 		Short: "Show a filesystem: label, devices, profiles, features",
 		Long: "info shows what is known of a filesystem without reading its files. A device is ok, missing (not given), or " +
-			"stale (it missed writes: its copies are asked last). USED is what chunks take of a device.\n\n" + exitHelp,
+			"stale (it missed writes: its copies are asked last); a seed belongs to the filesystem that this one sprouted from. " +
+			"USED is what chunks take of a device; allocated is what chunks of a kind hold, each byte counted once, whatever its copies.\n\n" + exitHelp,
 		Args: arguments(0, 0, "no argument"),
 	}
 	dev.add(cmd)
@@ -29,17 +30,17 @@ func (a *app) infoCommand() *cobra.Command {
 			return err
 		}
 		defer f.Close()
-		i := f.Info()
+		i, log := f.Info(), f.Log()
 		if a.json {
-			return printJSON(a.out, infoObject(&i))
+			return printJSON(a.out, infoObject(&i, &log))
 		}
-		return printInfo(a.out, &i, exact)
+		return printInfo(a.out, &i, &log, exact)
 	}
 	return cmd
 }
 
 // printInfo is the page for people.
-func printInfo(w io.Writer, i *fsread.Info, exact bool) error {
+func printInfo(w io.Writer, i *fsread.Info, log *fsread.LogInfo, exact bool) error {
 	label := "(no label)"
 	if i.Label != "" {
 		label = shown(i.Label)
@@ -53,13 +54,20 @@ func printInfo(w io.Writer, i *fsread.Info, exact bool) error {
 	fmt.Fprintf(w, "features    %s\n", dash(strings.Join(i.Features, " ")))
 	fmt.Fprintf(w, "used        %s of %s\n", size(i.Used, exact), size(i.Total, exact))
 	fmt.Fprintf(w, "profiles    %s\n", profiles(i.Groups))
+	fmt.Fprintf(w, "allocated   %s\n", allocated(i.Groups, exact))
+	for _, line := range logLines(log) {
+		fmt.Fprintln(w, line)
+	}
 	rows := [][]string{{"devices     DEVID", "SIZE", "USED", "PATH", "STATE"}}
 	for _, d := range i.Devices {
-		length, path := "-", "-"
+		length, path, state := "-", "-", deviceState(&d)
+		if d.Seed {
+			state += " seed"
+		}
 		if !d.Missing {
 			length, path = size(d.Size, exact), shown(d.Name)
 		}
-		rows = append(rows, []string{fmt.Sprintf("            %d", d.DevID), length, size(d.Allocated, exact), path, deviceState(&d)})
+		rows = append(rows, []string{fmt.Sprintf("            %d", d.DevID), length, size(d.Allocated, exact), path, state})
 	}
 	return columns(w, rows)
 }
@@ -77,6 +85,41 @@ func profiles(groups []fsread.BlockGroups) string {
 		out = append(out, g.Kind+" "+g.Profile.String())
 	}
 	return strings.Join(out, "   ")
+}
+
+// allocated lists what the chunks of each kind hold; by profile, where a kind has several.
+func allocated(groups []fsread.BlockGroups, exact bool) string {
+	var out []string
+	for n, g := range groups {
+		bytes := size(g.Bytes, exact)
+		before, after := n > 0 && groups[n-1].Kind == g.Kind, n+1 < len(groups) && groups[n+1].Kind == g.Kind
+		if before || after {
+			bytes = g.Profile.String() + " " + bytes
+		}
+		if before {
+			out[len(out)-1] += ", " + bytes
+			continue
+		}
+		out = append(out, g.Kind+" "+bytes)
+	}
+	return strings.Join(out, "   ")
+}
+
+// logLines tell what became of the log of a filesystem that was not unmounted; nothing of one that was.
+func logLines(l *fsread.LogInfo) []string {
+	switch {
+	case !l.Present:
+		return nil
+	case l.Ignored:
+		return []string{"log         present, ignored: what was synced after the last commit is not shown"}
+	}
+	lines := []string{fmt.Sprintf("log         present, replayed in memory for %s", count(len(l.Subvolumes)-len(l.Refused), "subvolume"))}
+	for _, id := range l.Subvolumes {
+		if err := l.Refused[id]; err != nil {
+			lines = append(lines, "            refused: "+printable(err.Error()))
+		}
+	}
+	return lines
 }
 
 func deviceState(d *fsread.DeviceInfo) string {
@@ -102,15 +145,41 @@ type infoJSON struct {
 	Used           uint64        `json:"used"`
 	Total          uint64        `json:"total"`
 	Degraded       bool          `json:"degraded"`
+	Log            logJSON       `json:"log"`
 	Profiles       []profileJSON `json:"profiles"`
 	Devices        []deviceJSON  `json:"devices"`
+}
+
+// logJSON is what became of the log of a filesystem that was not unmounted.
+type logJSON struct {
+	Present  bool         `json:"present"`
+	Ignored  bool         `json:"ignored,omitempty"`
+	Replayed []uint64     `json:"replayed,omitempty"` // ids of subvolumes
+	Refused  []refusedLog `json:"refused,omitempty"`
+}
+
+type refusedLog struct {
+	Subvolume uint64 `json:"subvolume"`
+	Reason    string `json:"reason"`
+}
+
+func logObject(l *fsread.LogInfo) logJSON {
+	o := logJSON{Present: l.Present, Ignored: l.Ignored}
+	for _, id := range l.Subvolumes {
+		if err := l.Refused[id]; err != nil {
+			o.Refused = append(o.Refused, refusedLog{id, err.Error()})
+			continue
+		}
+		o.Replayed = append(o.Replayed, id)
+	}
+	return o
 }
 
 type profileJSON struct {
 	Kind    string `json:"kind"`
 	Profile string `json:"profile"`
 	Chunks  int    `json:"chunks"`
-	Bytes   uint64 `json:"bytes"`
+	Bytes   uint64 `json:"bytes"` // allocated, each byte counted once
 }
 
 type deviceJSON struct {
@@ -121,17 +190,18 @@ type deviceJSON struct {
 	Used       uint64 `json:"used"`
 	Generation uint64 `json:"generation,omitempty"`
 	State      string `json:"state"` // ok, missing or stale
+	Seed       bool   `json:"seed,omitempty"`
 }
 
-func infoObject(i *fsread.Info) infoJSON {
+func infoObject(i *fsread.Info, log *fsread.LogInfo) infoJSON {
 	o := infoJSON{Label: i.Label, FSID: i.FSID.String(), Generation: i.Generation, SuperblockCopy: i.SuperCopy, Checksum: i.Checksum,
-		NodeSize: i.NodeSize, SectorSize: i.SectorSize, Features: append([]string{}, i.Features...), Used: i.Used, Total: i.Total, Degraded: i.Degraded()}
+		NodeSize: i.NodeSize, SectorSize: i.SectorSize, Features: append([]string{}, i.Features...), Used: i.Used, Total: i.Total, Degraded: i.Degraded(), Log: logObject(log)}
 	for _, g := range i.Groups {
 		o.Profiles = append(o.Profiles, profileJSON{Kind: g.Kind, Profile: g.Profile.String(), Chunks: g.Chunks, Bytes: g.Bytes})
 	}
 	for _, d := range i.Devices {
 		o.Devices = append(o.Devices, deviceJSON{DevID: uint64(d.DevID), UUID: d.UUID.String(), Path: d.Name, Size: d.Size,
-			Used: d.Allocated, Generation: d.Generation, State: deviceState(&d)})
+			Used: d.Allocated, Generation: d.Generation, State: deviceState(&d), Seed: d.Seed})
 	}
 	return o
 }

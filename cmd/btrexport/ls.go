@@ -15,11 +15,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/btrexport/btrexport/fsread"
+	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
 // lsOptions say how a listing looks.
 type lsOptions struct {
 	recursive, long, raw, json bool
+	extents                    bool // look at the extents of every file
 }
 
 func (a *app) lsCommand() *cobra.Command {
@@ -28,8 +30,9 @@ func (a *app) lsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ls -d DEVICE... [PATH]",
 		Short: "List a directory of a filesystem",
-		Long: "ls lists a directory, sorted by name. Names that hold control characters, or bytes that are no UTF-8, stand in quotes.\n\n" +
-			exitHelp,
+		Long: "ls lists a directory, sorted by name. Names that hold control characters, or bytes that are no UTF-8, stand in quotes.\n" +
+			"--extents adds a column in front of the names: zlib, lzo, zstd, prealloc for what a file has of such extents, " +
+			"unverified for data without checksums, - for none of it.\n\n" + exitHelp,
 		Example: "  btrexport ls -d /dev/sdb -d /dev/sdc -l /@images",
 		Args:    arguments(0, 1, "one PATH at most"),
 	}
@@ -38,9 +41,13 @@ func (a *app) lsCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&o.recursive, "recursive", "R", false, "list subdirectories too")
 	cmd.Flags().BoolVarP(&o.long, "long", "l", false, "mode, links, owner, group, size, time and link target")
 	cmd.Flags().BoolVarP(&o.raw, "zero", "0", false, "raw names, each ended by NUL; with -R paths")
+	cmd.Flags().BoolVar(&o.extents, "extents", false, "with -l or --json: compression, preallocation, missing checksums")
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o.json = a.json
+		if o.extents && !o.long && !o.json {
+			return usagef("--extents is for long listings (add -l or --json)")
+		}
 		path := "/"
 		if len(args) > 0 {
 			path = args[0]
@@ -123,6 +130,7 @@ type row struct {
 	mode   fs.FileMode  // without node: the type alone
 	node   *fsread.Node // nil when it was not needed, or not readable
 	target string
+	hints  []string // of --extents
 }
 
 // dir prints a directory and, if asked, those in it. An error is one of writing or of a context that ended.
@@ -193,11 +201,46 @@ func (l *lister) row(ctx context.Context, name, path string, mode fs.FileMode, n
 		if r.mode&fs.ModeSymlink != 0 && (l.o.long || l.o.json) {
 			r.target, err = n.Readlink(ctx)
 		}
+		if r.mode.IsRegular() && l.o.extents {
+			r.hints, err = extentHints(ctx, n)
+		}
 	}
 	if err != nil {
 		l.fail(path, err)
 	}
 	return r
+}
+
+// extentHints says what is special about the extents of a file.
+func extentHints(ctx context.Context, n *fsread.Node) ([]string, error) {
+	f, err := n.File()
+	if err != nil {
+		return nil, err
+	}
+	var hints []string
+	add := func(hint string) {
+		if hint != "" && !slices.Contains(hints, hint) {
+			hints = append(hints, hint)
+		}
+	}
+	data := false
+	err = f.Extents(ctx, 0, func(s fsread.Segment) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		x := newExtent(&s, f.Size())
+		add(x.compression)
+		if x.kind == fsread.Prealloc {
+			add(x.kind.String())
+		}
+		data = data || x.hasChecksums()
+		return nil
+	})
+	slices.Sort(hints)
+	if data && !f.Verified() {
+		add("unverified")
+	}
+	return hints, err
 }
 
 // first says whether a directory was not listed yet. A directory has one name, so a second one is damage.
@@ -251,7 +294,9 @@ func (l *lister) end() string {
 func (l *lister) printLong(rows []row) {
 	var cells [][5]string
 	var width [5]int
+	hints := 1
 	for i := range rows {
+		hints = max(hints, len(strings.Join(rows[i].hints, ",")))
 		c := rows[i].numbers()
 		for j := range c {
 			width[j] = max(width[j], len(c[j]))
@@ -260,7 +305,11 @@ func (l *lister) printLong(rows []row) {
 	}
 	for i, r := range rows {
 		c := cells[i]
-		fmt.Fprintf(l.w, "%s %*s %*s %*s %*s %*s %s", modeString(r.mode), width[0], c[0], width[1], c[1], width[2], c[2], width[3], c[3], width[4], c[4], l.name(r.name))
+		fmt.Fprintf(l.w, "%s %*s %*s %*s %*s %*s ", modeString(r.mode), width[0], c[0], width[1], c[1], width[2], c[2], width[3], c[3], width[4], c[4])
+		if l.o.extents {
+			fmt.Fprintf(l.w, "%-*s ", hints, dash(strings.Join(r.hints, ",")))
+		}
+		l.w.WriteString(l.name(r.name))
 		if r.target != "" {
 			l.w.WriteString(" -> " + l.name(r.target))
 		}
@@ -292,27 +341,35 @@ type lsEntry struct {
 	Mode      string  `json:"mode,omitempty"` // octal, permissions and set-id bits
 	UID       *uint32 `json:"uid,omitempty"`
 	GID       *uint32 `json:"gid,omitempty"`
-	Links     uint32  `json:"links,omitempty"`
+	NLink     uint32  `json:"nlink,omitempty"`
+	Links     uint32  `json:"links,omitempty"` // nlink, by the name that it had first
 	Modified  string  `json:"mtime,omitempty"`
+	Changed   string  `json:"ctime,omitempty"`
 	Subvolume uint64  `json:"subvolume,omitempty"`
 	Inode     uint64  `json:"inode,omitempty"`
-	Device    string  `json:"device,omitempty"` // major:minor
+	RDev      string  `json:"rdev,omitempty"`   // major:minor
+	Device    string  `json:"device,omitempty"` // rdev, by the name that it had first
 	Target    string  `json:"target,omitempty"`
 	RawTarget string  `json:"target_base64,omitempty"`
+
+	Extents []string `json:"extents,omitempty"` // of --extents
 }
 
 func (r *row) json() lsEntry {
-	e := lsEntry{Path: r.path, RawPath: rawName(r.path), Type: typeName(r.mode), Target: r.target, RawTarget: rawName(r.target)}
+	e := lsEntry{Path: r.path, RawPath: rawName(r.path), Type: typeName(r.mode), Target: r.target, RawTarget: rawName(r.target), Extents: r.hints}
 	if r.node == nil {
 		return e
 	}
 	i := r.node.Item()
-	e.Size, e.UID, e.GID, e.Links = &i.Size, &i.UID, &i.GID, i.NLink
-	e.Mode, e.Modified = fmt.Sprintf("%04o", i.Mode&0o7777), i.MTime.Time().Format(time.RFC3339Nano)
+	e.Size, e.UID, e.GID, e.NLink, e.Links = &i.Size, &i.UID, &i.GID, i.NLink, i.NLink
+	e.Mode, e.Modified, e.Changed = fmt.Sprintf("%04o", i.Mode&0o7777), rfc3339(i.MTime), rfc3339(i.CTime)
 	e.Subvolume, e.Inode = r.node.Subvolume().ID(), r.node.Inode()
 	if r.mode&fs.ModeDevice != 0 {
 		major, minor := i.Device()
-		e.Device = fmt.Sprintf("%d:%d", major, minor)
+		e.RDev = fmt.Sprintf("%d:%d", major, minor)
+		e.Device = e.RDev
 	}
 	return e
 }
+
+func rfc3339(t ondisk.Timespec) string { return t.Time().Format(time.RFC3339Nano) }
