@@ -11,7 +11,8 @@ import (
 )
 
 // Sample is the recipe of the filesystem that `btrexport sample` unpacks: a raid1 pair with a
-// virtual machine's disk. It has no compressed files, since this release does not read them.
+// virtual machine's disk, files in every compression, a hole, a preallocated range, a reflink, a
+// snapshot and a symbolic link into another subvolume.
 func Sample() Spec {
 	return Spec{
 		Name: "sample", Note: "what `btrexport sample` unpacks", Seed: 2026,
@@ -26,6 +27,12 @@ func fillSample(ctx context.Context, _ *kernelfs.FS, t *kernelfs.Tree) error {
 	t.WriteString("@home/hello.txt", "Hello from an inline file: its bytes stand in the tree block itself.\n")
 	t.Symlink("../@home/hello.txt", "@images/link")
 	t.Plain("@images/plain.raw", 1_000_000)
+	for _, compression := range []string{"zstd", "lzo", "zlib"} {
+		name := "@images/" + compression + ".raw"
+		t.WriteString(name, "")
+		t.Xattr(name, "btrfs.compression", []byte(compression))
+		t.WriteAt(name, 0, 1_500_000)
+	}
 	t.Fallocate("@images/preallocated.raw", 0, 4<<20, false)
 	t.WriteAt("@images/preallocated.raw", 1<<20, 64<<10)
 	if err := t.Err(); err != nil {
