@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -279,6 +280,39 @@ func BenchmarkCompressed(b *testing.B) {
 				if _, err := file.ReadAt(context.Background(), p, 0); err != nil {
 					b.Fatal(err)
 				}
+			}
+		})
+	}
+}
+
+// BenchmarkCompressedRandom4K reads 4 KiB at random inside compressed extents, with the default cache of
+// 64 MiB: of a file that it holds, and of one more than twice as large.
+func BenchmarkCompressedRandom4K(b *testing.B) {
+	for _, extents := range []int{256, 1024} { // of 128 KiB
+		b.Run(fmt.Sprintf("%dMiB", extents/8), func(b *testing.B) {
+			bd := newBuilder(b)
+			bd.fan = 60
+			bd.size(uint64(extents)<<17, 0)
+			first := ondisk.Logical(3 << 20)
+			for i := range extents {
+				x := bd.compressed(first+ondisk.Logical(i)<<12, bytes.Repeat(pattern(4096, byte(i)), 32), 128<<10, 0, true)
+				bd.extent(uint64(i)<<17, x)
+			}
+			f := bd.file()
+			done := make(signal, 1)
+			r := &Read{Len: 4096, Done: done}
+			batch := []*Read{r}
+			rng := rand.New(rand.NewPCG(1, 3))
+			b.SetBytes(4096)
+			b.ReportAllocs()
+			for b.Loop() {
+				r.Off = rng.Uint64N(f.size/4096) * 4096
+				f.Submit(batch)
+				<-done
+				if r.Err != nil {
+					b.Fatal(r.Err)
+				}
+				r.Release()
 			}
 		})
 	}

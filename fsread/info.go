@@ -1,9 +1,12 @@
 package fsread
 
 import (
+	"context"
+	"fmt"
 	"slices"
 
 	"github.com/btrexport/btrexport/devio"
+	"github.com/btrexport/btrexport/fsread/btree"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
 )
@@ -30,6 +33,7 @@ type BlockGroups struct {
 	Profile ondisk.Profile
 	Chunks  int
 	Bytes   uint64 // logical: each byte counted once, whatever its copies
+	Used    uint64 // of Bytes; FS.Usage counts it
 }
 
 // DeviceInfo is one device and how much of it chunks take.
@@ -56,29 +60,74 @@ func (fs *FS) Info() Info {
 	return i
 }
 
+// Usage describes the filesystem as Info does and counts what of the chunks is in use, one search of the
+// block group tree, or without one of the extent tree, for each chunk. On an error all else is right.
+func (fs *FS) Usage(ctx context.Context) (Info, error) {
+	i := fs.Info()
+	id := ondisk.TreeExtent
+	if fs.super.CompatRO&ondisk.CompatROBlockGroupTree != 0 {
+		id = ondisk.TreeBlockGroup
+	}
+	ri, err := fs.rootItem(ctx, id)
+	if err != nil {
+		return i, fmt.Errorf("usage: %w", err)
+	}
+	t := fs.reader.Tree(id, btree.Pointer{Logical: ri.Bytenr, Generation: ri.Generation, Level: ri.Level})
+	var cur btree.Cursor
+	fs.vol.Chunks(func(start ondisk.Logical, c *ondisk.Chunk) {
+		if err != nil {
+			return
+		}
+		var ok bool
+		var used uint64
+		ok, err = cur.Find(ctx, t, ondisk.Key{ObjectID: uint64(start), Type: ondisk.TypeBlockGroup, Offset: c.Length})
+		if !ok || err != nil {
+			return // a chunk without an item holds nothing yet
+		}
+		if used, err = ondisk.BlockGroupUsed(cur.Item(), c.Length); err == nil {
+			i.group(c).Used += used
+		}
+	})
+	if err != nil {
+		return i, fmt.Errorf("usage: %w", err)
+	}
+	return i, nil
+}
+
 // groupOrder is data, metadata, system: what a reader looks for first comes first.
 func groupOrder(kind string) int {
 	return slices.Index([]string{"data", "data+metadata", "metadata", "system"}, kind)
 }
 
-func (i *Info) addGroup(c *ondisk.Chunk) {
-	kind := "system"
+func kindOf(c *ondisk.Chunk) string {
 	switch {
 	case c.IsData() && c.IsMetadata():
-		kind = "data+metadata"
+		return "data+metadata"
 	case c.IsData():
-		kind = "data"
+		return "data"
 	case c.IsMetadata():
-		kind = "metadata"
+		return "metadata"
 	}
+	return "system"
+}
+
+// group gives the groups that a chunk is one of; nil when it is the first.
+func (i *Info) group(c *ondisk.Chunk) *BlockGroups {
 	for n := range i.Groups {
-		if g := &i.Groups[n]; g.Kind == kind && g.Profile == c.Profile() {
-			g.Chunks++
-			g.Bytes += c.Length
-			return
+		if g := &i.Groups[n]; g.Kind == kindOf(c) && g.Profile == c.Profile() {
+			return g
 		}
 	}
-	i.Groups = append(i.Groups, BlockGroups{Kind: kind, Profile: c.Profile(), Chunks: 1, Bytes: c.Length})
+	return nil
+}
+
+func (i *Info) addGroup(c *ondisk.Chunk) {
+	if g := i.group(c); g != nil {
+		g.Chunks++
+		g.Bytes += c.Length
+		return
+	}
+	i.Groups = append(i.Groups, BlockGroups{Kind: kindOf(c), Profile: c.Profile(), Chunks: 1, Bytes: c.Length})
 	slices.SortStableFunc(i.Groups, func(a, b BlockGroups) int {
 		return groupOrder(a.Kind) - groupOrder(b.Kind)
 	})

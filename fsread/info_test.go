@@ -23,7 +23,17 @@ func TestInfo(t *testing.T) {
 			if m.Refuse != "" {
 				t.Skip("not readable by this version")
 			}
-			i := open(t, openDevices(t, img.Devices), fsread.Options{}).Info()
+			i, err := open(t, openDevices(t, img.Devices), fsread.Options{}).Usage(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var used uint64
+			for _, g := range i.Groups {
+				used += g.Used
+			}
+			if used != i.Used { // what the superblock says they come to
+				t.Errorf("%d bytes in use by block groups, %d by the superblock", used, i.Used)
+			}
 			got := fmt.Sprintf("%q %s %s node %d sector %d %v", i.Label, i.FSID, csumOf(i.Checksum), i.NodeSize, i.SectorSize, profilesOf(&i))
 			want := fmt.Sprintf("%q %s %s node %d sector %d %v", m.Label, m.UUID, csumOf(m.Csum), m.Nodesize, m.Sectorsize, sorted(m.Profiles))
 			if got != want {

@@ -18,7 +18,7 @@ func (a *app) infoCommand() *cobra.Command {
 		Short: "Show a filesystem: label, devices, profiles, features",
 		Long: "info shows what is known of a filesystem without reading its files. A device is ok, missing (not given), or " +
 			"stale (it missed writes: its copies are asked last); a seed belongs to the filesystem that this one sprouted from. " +
-			"USED is what chunks take of a device; allocated is what chunks of a kind hold, each byte counted once, whatever its copies.\n\n" + exitHelp,
+			"USED is what chunks take of a device; allocated is what chunks of a kind hold, in use what of that is taken, each byte counted once, whatever its copies.\n\n" + exitHelp,
 		Args: arguments(0, 0, "no argument"),
 	}
 	dev.add(cmd)
@@ -30,7 +30,11 @@ func (a *app) infoCommand() *cobra.Command {
 			return err
 		}
 		defer f.Close()
-		i, log := f.Info(), f.Log()
+		i, err := f.Usage(cmd.Context())
+		if err != nil {
+			a.log.Warn("what is in use can't be told", "err", err)
+		}
+		log := f.Log()
 		if a.json {
 			return printJSON(a.out, infoObject(&i, &log))
 		}
@@ -54,7 +58,8 @@ func printInfo(w io.Writer, i *fsread.Info, log *fsread.LogInfo, exact bool) err
 	fmt.Fprintf(w, "features    %s\n", dash(strings.Join(i.Features, " ")))
 	fmt.Fprintf(w, "used        %s of %s\n", size(i.Used, exact), size(i.Total, exact))
 	fmt.Fprintf(w, "profiles    %s\n", profiles(i.Groups))
-	fmt.Fprintf(w, "allocated   %s\n", allocated(i.Groups, exact))
+	fmt.Fprintf(w, "allocated   %s\n", byKind(i.Groups, exact, func(g *fsread.BlockGroups) uint64 { return g.Bytes }))
+	fmt.Fprintf(w, "in use      %s\n", byKind(i.Groups, exact, func(g *fsread.BlockGroups) uint64 { return g.Used }))
 	for _, line := range logLines(log) {
 		fmt.Fprintln(w, line)
 	}
@@ -87,11 +92,11 @@ func profiles(groups []fsread.BlockGroups) string {
 	return strings.Join(out, "   ")
 }
 
-// allocated lists what the chunks of each kind hold; by profile, where a kind has several.
-func allocated(groups []fsread.BlockGroups, exact bool) string {
+// byKind lists a number of bytes of the chunks of each kind; by profile, where a kind has several.
+func byKind(groups []fsread.BlockGroups, exact bool, of func(*fsread.BlockGroups) uint64) string {
 	var out []string
 	for n, g := range groups {
-		bytes := size(g.Bytes, exact)
+		bytes := size(of(&g), exact)
 		before, after := n > 0 && groups[n-1].Kind == g.Kind, n+1 < len(groups) && groups[n+1].Kind == g.Kind
 		if before || after {
 			bytes = g.Profile.String() + " " + bytes
@@ -180,6 +185,7 @@ type profileJSON struct {
 	Profile string `json:"profile"`
 	Chunks  int    `json:"chunks"`
 	Bytes   uint64 `json:"bytes"` // allocated, each byte counted once
+	Used    uint64 `json:"used"`  // of bytes
 }
 
 type deviceJSON struct {
@@ -197,7 +203,7 @@ func infoObject(i *fsread.Info, log *fsread.LogInfo) infoJSON {
 	o := infoJSON{Label: i.Label, FSID: i.FSID.String(), Generation: i.Generation, SuperblockCopy: i.SuperCopy, Checksum: i.Checksum,
 		NodeSize: i.NodeSize, SectorSize: i.SectorSize, Features: append([]string{}, i.Features...), Used: i.Used, Total: i.Total, Degraded: i.Degraded(), Log: logObject(log)}
 	for _, g := range i.Groups {
-		o.Profiles = append(o.Profiles, profileJSON{Kind: g.Kind, Profile: g.Profile.String(), Chunks: g.Chunks, Bytes: g.Bytes})
+		o.Profiles = append(o.Profiles, profileJSON{Kind: g.Kind, Profile: g.Profile.String(), Chunks: g.Chunks, Bytes: g.Bytes, Used: g.Used})
 	}
 	for _, d := range i.Devices {
 		o.Devices = append(o.Devices, deviceJSON{DevID: uint64(d.DevID), UUID: d.UUID.String(), Path: d.Name, Size: d.Size,

@@ -27,7 +27,7 @@ func TestAllocated(t *testing.T) {
 			"data raid0 1 GiB, raid1 1 MiB, single 2 MiB   system 8 MiB"},
 		{"exact", []fsread.BlockGroups{group("data+metadata", ondisk.Single, 1)}, true, "data+metadata 1048576"},
 	} {
-		if got := allocated(c.groups, c.exact); got != c.want {
+		if got := byKind(c.groups, c.exact, func(g *fsread.BlockGroups) uint64 { return g.Bytes }); got != c.want {
 			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
 		}
 	}

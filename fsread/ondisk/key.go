@@ -109,6 +109,7 @@ const (
 	TypeRootItem     uint8 = 132
 	TypeRootBackref  uint8 = 144
 	TypeRootRef      uint8 = 156
+	TypeBlockGroup   uint8 = 192
 	TypeDevItem      uint8 = 216
 	TypeChunkItem    uint8 = 228
 	TypeRaidStripe   uint8 = 230

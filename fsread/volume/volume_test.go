@@ -38,6 +38,38 @@ func TestReadEveryShape(t *testing.T) {
 	}
 }
 
+// TestLocateFar maps addresses beyond 4 GiB of a chunk, where 32 bits do not do: by going stripe after stripe.
+func TestLocateFar(t *testing.T) {
+	for _, s := range []shape{{ondisk.RAID0, 3}, {ondisk.RAID10, 4}, {ondisk.RAID1, 2}, {ondisk.Single, 1}} {
+		c := &chunk{profile: s.profile, copies: copiesOf(s.profile, s.stripes)}
+		for i := range s.stripes {
+			c.members = append(c.members, &member{id: devio.DevID(i + 1)})
+			c.Stripes = append(c.Stripes, ondisk.Stripe{Physical: devio.Physical(i+1) << 40})
+		}
+		columns := map[ondisk.Profile]int{ondisk.RAID0: s.stripes, ondisk.RAID10: s.stripes / 2}[s.profile]
+		const far = 9<<30 + 5*stripeLen
+		place := devio.Physical(0) // on its column
+		col := 0
+		if columns == 0 {
+			place = far + 77
+		} else {
+			for off := uint64(0); off+stripeLen <= far; off += stripeLen {
+				if col++; col == columns {
+					col, place = 0, place+stripeLen
+				}
+			}
+			place += 77
+		}
+		for m := Mirror(1); int(m) <= c.copies; m++ {
+			i := col*c.copies + int(m) - 1
+			d, phys := c.locate(far+77, m)
+			if want := devio.Physical(i+1)<<40 + place; phys != want || d.id != devio.DevID(i+1) {
+				t.Errorf("%s mirror %d: devid %d @%d, want devid %d @%d", s, m, d.id, phys, i+1, want)
+			}
+		}
+	}
+}
+
 // TestRunsAreMerged counts device reads: stripes that touch on a device are one.
 func TestRunsAreMerged(t *testing.T) {
 	for _, c := range []struct {
