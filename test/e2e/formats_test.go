@@ -222,3 +222,54 @@ func compareRanges(ctx context.Context, t *testing.T, rng *rand.Rand, f *fsread.
 		}
 	}
 }
+
+// sectorsPerRound is how many filesystems TestSectorSizes makes.
+const sectorsPerRound = 12
+
+// Filesystems with sectors larger than this kernel mounts, filled by mkfs from a directory, which is the truth.
+func TestSectorSizes(t *testing.T) {
+	need(t, "mkfs.btrfs")
+	for i := range sectorsPerRound * rounds() {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			rng := chance(t)
+			ctx := bounded(t)
+			sector := 8192 << rng.IntN(4)
+			o := kernelfs.Options{DeviceSize: 512 << 20, Data: []string{"single", "dup"}[rng.IntN(2)], Metadata: []string{"single", "dup"}[rng.IntN(2)],
+				Sectorsize: sector, Nodesize: sector << rng.IntN(4), Csum: []string{"crc32c", "xxhash", "sha256", "blake2"}[rng.IntN(4)]}
+			o.Nodesize = min(o.Nodesize, 65536)
+			t.Logf("mkfs.btrfs %s", strings.Join(o.Args(), " "))
+			source := t.TempDir()
+			fillDirectory(ctx, t, source, rng)
+			want, err := kernelfs.Directory(ctx, source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			image, err := kernelfs.Rootdir(ctx, t.TempDir(), o, source)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range want {
+				want[i].Ino += 256 // as mkfs numbers what it copies
+			}
+			compareTree(ctx, t, openImages(ctx, t, rng, []string{image}), want)
+		})
+	}
+}
+
+// fillDirectory writes files of all sizes around sectors and nodes.
+func fillDirectory(ctx context.Context, t *testing.T, dir string, rng *rand.Rand) {
+	t.Helper()
+	tree := kernelfs.NewTree(ctx, dir, kernelfs.Content{Seed: rng.Uint64(), Noise: rng.IntN(2) == 0})
+	tree.Dir("below")
+	for i := range 60 {
+		size := rng.Int64N(4096 << rng.IntN(9))
+		if rng.IntN(3) == 0 {
+			size = 4096<<rng.IntN(8) + rng.Int64N(3) - 1
+		}
+		tree.Plain(fmt.Sprintf("%s%d", []string{"file", "below/file"}[i%2], i), size)
+	}
+	tree.Symlink("../file0", "below/link")
+	if err := tree.Err(); err != nil {
+		t.Fatal(err)
+	}
+}
