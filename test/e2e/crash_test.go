@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -108,7 +109,7 @@ func crash(ctx context.Context, dir string, rng *rand.Rand, o kernelfs.Options, 
 		}
 		j.fsync()
 		c := crashed{image: filepath.Join(dir, fmt.Sprintf("crash%d.img", i)), history: j.log.String()}
-		if err := copySparse(f.Images()[0], c.image); err != nil {
+		if err := copyCrash(f.Images()[0], c.image); err != nil {
 			return nil, err
 		}
 		if list = append(list, c); rng.IntN(3) == 0 {
@@ -116,6 +117,40 @@ func crash(ctx context.Context, dir string, rng *rand.Rand, o kernelfs.Options, 
 		}
 	}
 	return list, j.fatal
+}
+
+// copyCrash copies an image as a power cut would leave it. A commit or sync of the kernel's own that ends
+// meanwhile would leave parts of two states behind, as no crash does: such a copy is made again.
+func copyCrash(from, to string) error {
+	const attempts = 20
+	for range attempts {
+		before, err := primarySuper(from)
+		if err != nil {
+			return err
+		}
+		if err := copySparse(from, to); err != nil {
+			return err
+		}
+		after, err := primarySuper(from)
+		if err != nil {
+			return err
+		}
+		if bytes.Equal(before, after) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s changed during each of %d copies", from, attempts)
+}
+
+func primarySuper(image string) ([]byte, error) {
+	f, err := os.Open(image)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b := make([]byte, ondisk.SuperblockSize)
+	_, err = f.ReadAt(b, int64(ondisk.SuperblockOffsets()[0]))
+	return b, err
 }
 
 // copySparse copies a file as the kernel shows it at this moment, holes as holes.
