@@ -26,6 +26,7 @@ type extentKey struct {
 type inflated struct {
 	buf  *devio.Buffer
 	refs atomic.Int32
+	home *sync.Pool // immutable; where it waits for its next content
 }
 
 func (x *inflated) retain() { x.refs.Add(1) }
@@ -34,6 +35,7 @@ func (x *inflated) release() {
 	if x.refs.Add(-1) == 0 {
 		x.buf.Release()
 		x.buf = nil
+		x.home.Put(x)
 	}
 }
 
@@ -43,6 +45,7 @@ type inflater struct {
 	fs    *FS // immutable
 	cache *cache.Cache[extentKey, *inflated]
 	spare sync.Pool // of *flight
+	blank sync.Pool // of *inflated
 	codes sync.Pool // of *codec.Decoder
 	wg    sync.WaitGroup
 
@@ -69,6 +72,7 @@ func newInflater(fs *FS, cacheBytes int64) *inflater {
 	in := &inflater{fs: fs, flights: make(map[extentKey]*flight)}
 	in.cache = cache.NewCounted[extentKey](cacheBytes, (*inflated).retain, (*inflated).release)
 	in.spare.New = func() any { return &flight{fs: fs} }
+	in.blank.New = func() any { return &inflated{home: &in.blank} }
 	in.codes.New = func() any { return codec.NewDecoder() }
 	return in
 }
@@ -136,7 +140,8 @@ func (f *flight) VerifyUnit(i int, b []byte) error {
 func (f *flight) inflate() error {
 	in := f.fs.inflater
 	if f.out == nil {
-		f.out = &inflated{buf: f.fs.pool.Get(int(f.key.ram))}
+		f.out = in.blank.Get().(*inflated)
+		f.out.buf = f.fs.pool.Get(int(f.key.ram))
 		f.out.retain()
 	}
 	d := in.codes.Get().(*codec.Decoder)
