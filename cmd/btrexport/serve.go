@@ -300,11 +300,12 @@ func (s *server) start() {
 		go func() { s.fail(s.nbd.Serve(context.Background(), l.Listener, l.stats)) }()
 		s.log.Info("serving", "addr", export.AddressOf(l).String())
 	}
+	// Before the first answer: all is open and bound by now, so that who is answered at all is told "ready".
+	s.reg.SetReady(true, "")
 	if s.metrics != nil {
 		go func() { s.fail(s.metrics.Serve()) }()
 		s.log.Info("serving", "addr", s.metrics.URL())
 	}
-	s.reg.SetReady(true, "")
 }
 
 // fail remembers the first listener that broke.
