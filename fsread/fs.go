@@ -56,7 +56,7 @@ type FS struct {
 
 	life     context.Context // ends with Close: for reads that must wait for tree blocks
 	end      context.CancelCauseFunc
-	plans    planners
+	planners crew[*Read] // plan reads whose tree blocks are not cached
 	inflater *inflater
 	submit   sync.Pool // of *submission
 }
@@ -84,7 +84,7 @@ func Open(ctx context.Context, devs []volume.Device, o Options) (*FS, error) {
 		return nil, err
 	}
 	fs.life, fs.end = context.WithCancelCause(context.Background())
-	fs.plans.fs = fs
+	fs.planners.limit, fs.planners.work = maxPlanners, fs.planWaiting
 	fs.inflater = newInflater(fs, fs.cacheBytes()-fs.treeCache())
 	fs.submit.New = func() any { return &submission{} }
 	return fs, nil
@@ -211,7 +211,7 @@ func (fs *FS) Close() error {
 	for _, d := range fs.devs {
 		errs = append(errs, d.Close())
 	}
-	fs.plans.close()
+	fs.planners.close()
 	fs.inflater.close()
 	if fs.own {
 		fs.pool.Close()

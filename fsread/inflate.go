@@ -40,19 +40,18 @@ func (x *inflated) release() {
 }
 
 // inflater reads and inflates compressed extents: each once for all who wait for it, on as many goroutines
-// as there are cores, which start on demand and end when there is nothing left.
+// as there are cores.
 type inflater struct {
 	fs    *FS // immutable
 	cache *cache.Cache[extentKey, *inflated]
 	spare sync.Pool // of *flight
 	blank sync.Pool // of *inflated
 	codes sync.Pool // of *codec.Decoder
-	wg    sync.WaitGroup
 
-	mu          sync.Mutex
-	flights     map[extentKey]*flight // guarded by mu, as all below
-	first, last *flight               // read, waiting for a decoder
-	running     int
+	decoders crew[*flight] // of flights that were read
+
+	mu      sync.Mutex
+	flights map[extentKey]*flight // guarded by mu
 }
 
 // flight is one compressed extent being read and inflated.
@@ -64,13 +63,13 @@ type flight struct {
 	out     *inflated
 	sums    sums
 	stripes []ondisk.StripeExtent
-	waiters *piece  // guarded by inflater.mu
-	next    *flight // in the decoders' queue
+	waiters *piece // guarded by inflater.mu
 }
 
 func newInflater(fs *FS, cacheBytes int64) *inflater {
 	in := &inflater{fs: fs, flights: make(map[extentKey]*flight)}
 	in.cache = cache.NewCounted[extentKey](cacheBytes, (*inflated).retain, (*inflated).release)
+	in.decoders.limit, in.decoders.work = runtime.GOMAXPROCS(0), (*flight).decode
 	in.spare.New = func() any { return &flight{fs: fs} }
 	in.blank.New = func() any { return &inflated{home: &in.blank} }
 	in.codes.New = func() any { return codec.NewDecoder() }
@@ -157,53 +156,21 @@ func (f *flight) RequestDone(q *volume.Request) {
 	case f.Weak:
 		f.end(nil)
 	default:
-		f.fs.inflater.queue(f)
-	}
-}
-
-func (in *inflater) queue(f *flight) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	f.next = nil
-	if in.last == nil {
-		in.first = f
-	} else {
-		in.last.next = f
-	}
-	in.last = f
-	if in.running < runtime.GOMAXPROCS(0) {
-		in.running++
-		in.wg.Add(1)
-		go in.run()
-	}
-}
-
-func (in *inflater) take() *flight {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	f := in.first
-	if f == nil {
-		in.running--
-		return nil
-	}
-	if in.first = f.next; in.first == nil {
-		in.last = nil
-	}
-	return f
-}
-
-// run is a decoder. What does not inflate though its checksums are right was broken before it was written:
-// other copies would be the same.
-func (in *inflater) run() {
-	defer in.wg.Done()
-	for f := in.take(); f != nil; f = in.take() {
-		if err := f.inflate(); err != nil {
-			in.fs.vol.CountLost(1)
-			f.end(&volume.Lost{Logical: f.key.logical, Err: err})
-			continue
+		if !f.fs.inflater.decoders.add(f) {
+			f.end(&volume.Lost{Logical: f.key.logical, Err: ErrClosed})
 		}
-		f.end(nil)
 	}
+}
+
+// decode ends a flight whose bytes are right. What does not inflate all the same was broken before it was
+// written: other copies would be the same.
+func (f *flight) decode() {
+	if err := f.inflate(); err != nil {
+		f.fs.vol.CountLost(1)
+		f.end(&volume.Lost{Logical: f.key.logical, Err: err})
+		return
+	}
+	f.end(nil)
 }
 
 // end gives every waiter its part, or its loss: of a compressed extent all is lost or nothing.
@@ -256,6 +223,6 @@ func (in *inflater) inflateInline(s *Segment, dst []byte) error {
 
 // close waits for the decoders and gives the cached extents back. No flight is under way by then.
 func (in *inflater) close() {
-	in.wg.Wait()
+	in.decoders.close()
 	in.cache.Clear()
 }

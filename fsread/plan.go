@@ -8,6 +8,21 @@ import (
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
+// maxPlanners bounds the goroutines that wait for tree blocks on behalf of reads.
+const maxPlanners = 16
+
+// planWaiting plans a read that could not be planned without waiting, and submits it.
+func (fs *FS) planWaiting(r *Read) {
+	if err := r.plan(fs.life, false); err != nil {
+		r.fail(err)
+		return
+	}
+	s := fs.submit.Get().(*submission)
+	s.add(r)
+	s.submit(fs.vol)
+	fs.submit.Put(s)
+}
+
 // plan lays out the window: zeroes and inline bytes are put in place, extents become pieces with the
 // checksums of their sectors and, where that maps them, their part of the stripe tree. noWait: answer
 // btree.ErrNotCached rather than read a tree block. It may be called again after an error, and starts afresh.

@@ -43,7 +43,6 @@ type Read struct {
 	pending atomic.Int32 // pieces under way, and one for whoever submits
 	mu      sync.Mutex
 	lost    []LostRange // guarded by mu while pieces are under way
-	next    *Read       // in the planners' queue
 }
 
 // piece is a part of one extent. Of a plain one it is the request for just that part, and verifies its own
@@ -149,7 +148,9 @@ func (f *File) Submit(batch []*Read) {
 			continue
 		}
 		if err := r.plan(f.fs.life, true); err == btree.ErrNotCached {
-			f.fs.plans.add(r)
+			if !f.fs.planners.add(r) {
+				r.fail(ErrClosed)
+			}
 		} else if err != nil {
 			r.fail(err)
 		} else {

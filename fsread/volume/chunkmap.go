@@ -9,8 +9,8 @@ import (
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
-// stripeLen is the only stripe length that btrfs has ever accepted (BTRFS_STRIPE_LEN).
-const stripeLen = 64 << 10
+// stripeLen is the only stripe length that btrfs has ever accepted.
+const stripeLen = ondisk.StripeLen
 
 // maxCopies bounds the copies of a unit: RAID1C4 has the most.
 const maxCopies = 4
