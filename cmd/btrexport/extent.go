@@ -109,18 +109,21 @@ func (p *piece) goesOn(q *piece) bool {
 		return false
 	}
 	for i, c := range p.copies {
-		if d := q.copies[i]; c.DevID != d.DevID || uint64(c.Physical)+p.length != uint64(d.Physical) {
+		if d := q.copies[i]; c.DevID != d.DevID || c.Parity != d.Parity || uint64(c.Physical)+p.length != uint64(d.Physical) {
 			return false
 		}
 	}
 	return true
 }
 
-// places lists the copies as devid@physical.
+// places lists the copies as devid@physical, and columns of parity as P:devid@physical.
 func (p *piece) places() string {
 	var out []string
 	for _, c := range p.copies {
 		s := fmt.Sprintf("%d@%d", c.DevID, c.Physical)
+		if c.Parity != "" {
+			s = c.Parity + ":" + s
+		}
 		if c.Missing {
 			s += "(missing)"
 		}
@@ -176,7 +179,7 @@ type storedJSON struct {
 	Offset       uint64         `json:"offset"`                       // of the file's part, decompressed
 }
 
-// copyJSON is one copy of one piece of an extent.
+// copyJSON is one copy of one piece of an extent, or a column of the parity that covers it.
 type copyJSON struct {
 	Mirror   volume.Mirror  `json:"mirror"`
 	Offset   uint64         `json:"offset"` // in the extent's disk_bytes
@@ -186,6 +189,7 @@ type copyJSON struct {
 	Device   string         `json:"device,omitempty"`
 	Physical uint64         `json:"physical"`
 	Missing  bool           `json:"missing,omitempty"`
+	Parity   string         `json:"parity,omitempty"` // P or Q: a column to rebuild from, mirror 0
 }
 
 func (x *extent) object(pieces []piece, verified bool, err error) extentJSON {
@@ -204,7 +208,7 @@ func (x *extent) object(pieces []piece, verified bool, err error) extentJSON {
 	for _, p := range pieces {
 		for _, c := range p.copies {
 			j := copyJSON{Mirror: c.Mirror, Offset: p.off, Length: p.length, Logical: p.logical, DevID: uint64(c.DevID),
-				Physical: uint64(c.Physical), Missing: c.Missing}
+				Physical: uint64(c.Physical), Missing: c.Missing, Parity: c.Parity}
 			if !c.Missing {
 				j.Device = c.Name
 			}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/ondisk"
+	"github.com/btrexport/btrexport/fsread/parity"
 )
 
 // stripeLen is the only stripe length that btrfs has ever accepted.
@@ -20,9 +21,10 @@ type chunk struct {
 	ondisk.Chunk
 	profile    ondisk.Profile
 	start, end ondisk.Logical
-	members    []*member // one for each stripe; a member without a device where it is missing
-	copies     int
-	scattered  bool // the stripe tree says where its bytes lie, and not the stripes
+	members    []*member    // one for each stripe; a member without a device where it is missing
+	copies     int          // that are stored as such; parity is none. 0: what the chunk is can't be read
+	code       *parity.Code // of RAID5 and RAID6; else nil
+	scattered  bool         // the stripe tree says where its bytes lie, and not the stripes
 }
 
 // chunkMap is sorted by start and without overlap.
@@ -40,9 +42,19 @@ func (m chunkMap) find(l ondisk.Logical) *chunk {
 // newChunkMap sorts and checks what the chunk tree held. lookup gives the member of a stripe.
 func newChunkMap(entries []ondisk.ChunkEntry, lookup func(ondisk.Stripe) *member) (chunkMap, error) {
 	m := make(chunkMap, 0, len(entries))
+	codes := make(map[[2]int]*parity.Code)
 	for _, e := range entries {
 		c := &chunk{Chunk: e.Chunk, profile: e.Chunk.Profile(), start: e.Logical, end: e.Logical + ondisk.Logical(e.Chunk.Length)}
 		c.copies = copiesOf(c.profile, len(c.Stripes))
+		if c.parity() > 0 {
+			if c.code = codes[c.shape()]; c.code == nil {
+				var err error
+				if c.code, err = parity.New(c.data(), c.parity()); err != nil {
+					c.copies = 0
+				}
+				codes[c.shape()] = c.code
+			}
+		}
 		c.members = make([]*member, len(c.Stripes))
 		for i, s := range c.Stripes {
 			c.members[i] = lookup(s)
@@ -66,10 +78,10 @@ func newChunkMap(entries []ondisk.ChunkEntry, lookup func(ondisk.Stripe) *member
 	return m, nil
 }
 
-// copiesOf is btrfs_num_copies for the profiles that are read here; 0 for those that are not.
+// copiesOf counts the places that hold each byte as it is: btrfs_num_copies without parity.
 func copiesOf(p ondisk.Profile, stripes int) int {
 	switch p {
-	case ondisk.Single, ondisk.RAID0:
+	case ondisk.Single, ondisk.RAID0, ondisk.RAID5, ondisk.RAID6:
 		return 1
 	case ondisk.RAID10:
 		return 2
@@ -83,7 +95,7 @@ func copiesOf(p ondisk.Profile, stripes int) int {
 // device: to the end of the stripe for striped profiles, else to the end of the chunk.
 func (c *chunk) extent(off uint64) uint64 {
 	switch c.profile {
-	case ondisk.RAID0, ondisk.RAID10:
+	case ondisk.RAID0, ondisk.RAID10, ondisk.RAID5, ondisk.RAID6:
 		return min(stripeLen-off%stripeLen, c.Length-off)
 	}
 	return c.Length - off
@@ -96,6 +108,7 @@ func (c *chunk) extent(off uint64) uint64 {
 //	DUP RAID1 C3 C4      stripe m-1                    off
 //	RAID0   n columns    stripe nr%n                   nr/n*64K + off%64K
 //	RAID10  f = n/2      stripe (nr%f)*2 + m-1         nr/f*64K + off%64K
+//	RAID5/6 d columns    column nr%d of row nr/d       nr/d*64K + off%64K
 //
 // Precondition: off < Length, 1 <= m <= copies.
 func (c *chunk) locate(off uint64, m Mirror) (*member, devio.Physical) {
@@ -110,6 +123,40 @@ func (c *chunk) locate(off uint64, m Mirror) (*member, devio.Physical) {
 	case ondisk.RAID10:
 		f := uint64(len(c.Stripes) / 2)
 		i, phys = int(nr%f)*2+int(m)-1, nr/f*stripeLen+in
+	case ondisk.RAID5, ondisk.RAID6:
+		d, phys := c.column(off, int(nr%uint64(c.data())))
+		return d, phys
 	}
 	return c.members[i], c.Stripes[i].Physical + devio.Physical(phys)
+}
+
+// parity gives the number of parity columns of a row.
+func (c *chunk) parity() int {
+	switch c.profile {
+	case ondisk.RAID5:
+		return 1
+	case ondisk.RAID6:
+		return 2
+	}
+	return 0
+}
+
+// data gives the number of data columns of a row of RAID5 or RAID6.
+func (c *chunk) data() int { return len(c.Stripes) - c.parity() }
+
+func (c *chunk) shape() [2]int { return [2]int{c.data(), c.parity()} }
+
+// column gives where column i of the row of off lies on its device, at the same place in its stripe as off in
+// its own. Columns are the data in order, then P, then Q; each row begins one stripe further (btrfs_map_block).
+// Precondition: RAID5 or RAID6, off < Length.
+func (c *chunk) column(off uint64, i int) (*member, devio.Physical) {
+	row := off / stripeLen / uint64(c.data())
+	s := int((row + uint64(i)) % uint64(len(c.Stripes)))
+	return c.members[s], c.Stripes[s].Physical + devio.Physical(row*stripeLen+off%stripeLen)
+}
+
+// neighbour gives the offset in the chunk of what data column i of the row of off holds at the place of off.
+func (c *chunk) neighbour(off uint64, i int) uint64 {
+	d := uint64(c.data())
+	return (off/stripeLen/d*d+uint64(i))*stripeLen + off%stripeLen
 }

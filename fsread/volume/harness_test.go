@@ -27,8 +27,17 @@ func (s shape) String() string { return fmt.Sprintf("%s-%d", s.profile, s.stripe
 // shapes are all that are read, the degenerate ones included (RAID0 of one, RAID10 of two).
 func shapes() []shape {
 	return []shape{{ondisk.Single, 1}, {ondisk.DUP, 2}, {ondisk.RAID0, 1}, {ondisk.RAID0, 2}, {ondisk.RAID0, 3}, {ondisk.RAID1, 2},
-		{ondisk.RAID1C3, 3}, {ondisk.RAID1C4, 4}, {ondisk.RAID10, 2}, {ondisk.RAID10, 4}, {ondisk.RAID10, 6}}
+		{ondisk.RAID1C3, 3}, {ondisk.RAID1C4, 4}, {ondisk.RAID10, 2}, {ondisk.RAID10, 4}, {ondisk.RAID10, 6},
+		{ondisk.RAID5, 2}, {ondisk.RAID5, 3}, {ondisk.RAID5, 5}, {ondisk.RAID6, 3}, {ondisk.RAID6, 4}, {ondisk.RAID6, 6}}
 }
+
+// parities gives the number of parity columns.
+func (s shape) parities() int {
+	return map[ondisk.Profile]int{ondisk.RAID5: 1, ondisk.RAID6: 2}[s.profile]
+}
+
+// survives gives how many of the places of any unit may be bad at once.
+func (s shape) survives() int { return copiesOf(s.profile, s.stripes) - 1 + s.parities() }
 
 const (
 	testUnit  = 4096
@@ -87,6 +96,9 @@ func sum(m map[uint64]int) (n int) {
 // start. That is another way to the layout than locate's arithmetic.
 func newRig(t testing.TB, s shape, rows int, opts ...faultdev.MemOption) *rig {
 	columns := map[ondisk.Profile]int{ondisk.RAID0: s.stripes, ondisk.RAID10: s.stripes / 2}[s.profile]
+	if s.parities() > 0 {
+		columns = s.stripes - s.parities()
+	}
 	columns = max(columns, 1)
 	copies := map[ondisk.Profile]int{ondisk.DUP: 2, ondisk.RAID1: 2, ondisk.RAID1C3: 3, ondisk.RAID1C4: 4, ondisk.RAID10: 2}[s.profile]
 	copies = max(copies, 1)
@@ -100,7 +112,10 @@ func newRig(t testing.TB, s shape, rows int, opts ...faultdev.MemOption) *rig {
 	for i := range images {
 		images[i] = make([]byte, devBase)
 	}
-	for off, col := 0, 0; off < len(r.data); off, col = off+stripeLen, (col+1)%columns {
+	if s.parities() > 0 {
+		layRows(images, r.data, columns)
+	}
+	for off, col := 0, 0; off < len(r.data) && s.parities() == 0; off, col = off+stripeLen, (col+1)%columns {
 		for m := range copies {
 			i := col*copies + m
 			images[i] = append(images[i], r.data[off:off+stripeLen]...)
@@ -143,6 +158,32 @@ func newRig(t testing.TB, s shape, rows int, opts ...faultdev.MemOption) *rig {
 		r.pool.Close()
 	})
 	return r
+}
+
+// layRows appends the rows of RAID5 or RAID6, one after the other: what is left of the images after the data is
+// parity, and where a row begins moves on by one device.
+func layRows(images [][]byte, data []byte, columns int) {
+	for row := 0; row*columns*stripeLen < len(data); row++ {
+		p, q := make([]byte, stripeLen), make([]byte, stripeLen)
+		for at := range stripeLen {
+			for col := columns - 1; col >= 0; col-- { // Horner: Q = D0 + 2(D1 + 2(D2 + ...))
+				d := data[(row*columns+col)*stripeLen+at]
+				carry := q[at] >> 7
+				p[at], q[at] = p[at]^d, q[at]<<1^carry*0x1d^d
+			}
+		}
+		for i := range images {
+			col := (i - row%len(images) + len(images)) % len(images)
+			switch {
+			case col < columns:
+				images[i] = append(images[i], data[(row*columns+col)*stripeLen:][:stripeLen]...)
+			case col == columns:
+				images[i] = append(images[i], p...)
+			default:
+				images[i] = append(images[i], q...)
+			}
+		}
+	}
 }
 
 func profileBits(p ondisk.Profile) uint64 {

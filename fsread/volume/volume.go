@@ -216,10 +216,13 @@ func (v *Volume) missingError(missing []MissingDevice) *MissingError {
 		for m := Mirror(1); int(m) <= c.copies && lost; m++ {
 			lost = !c.wholeCopy(m)
 		}
+		if lost && c.code != nil {
+			lost = c.gone() > c.parity()
+		}
 		if lost && !e.Lost {
 			e.Lost, e.Profile = true, c.profile
 		}
-		if !e.Lost && c.copies > 1 && (e.Profile == ondisk.Single || e.Profile == ondisk.DUP) {
+		if !e.Lost && c.copies+c.parity() > 1 && (e.Profile == ondisk.Single || e.Profile == ondisk.DUP) {
 			e.Profile = c.profile
 		}
 	}
@@ -237,19 +240,24 @@ func (c *chunk) wholeCopy(m Mirror) bool {
 		}
 		return true
 	}
-	if c.profile == ondisk.RAID0 {
-		for _, d := range c.members {
-			if d.dev == nil {
-				return false
-			}
-		}
-		return true
+	if c.profile == ondisk.RAID0 || c.code != nil {
+		return c.gone() == 0
 	}
 	i := 0
 	if c.copies > 1 {
 		i = int(m) - 1
 	}
 	return c.members[i].dev != nil
+}
+
+// gone counts the chunk's stripes on missing devices.
+func (c *chunk) gone() (n int) {
+	for _, d := range c.members {
+		if d.dev == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // DeviceInfo describes one device of the filesystem.

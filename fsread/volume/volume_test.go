@@ -345,10 +345,10 @@ func TestMissing(t *testing.T) {
 // TestRefused covers what can't be mapped: each unit is lost with its reason, the others are read.
 func TestRefused(t *testing.T) {
 	r := newRig(t, shape{ondisk.Single, 1}, 1)
-	raid5 := *r.c
-	raid5.profile, raid5.copies = ondisk.RAID5, 0
-	raid5.start, raid5.end = r.c.end, r.c.end+stripeLen
-	r.v.chunks = append(r.v.chunks, &raid5)
+	wide := *r.c // RAID6 over more devices than its arithmetic has powers for
+	wide.profile, wide.copies = ondisk.RAID6, 0
+	wide.start, wide.end = r.c.end, r.c.end+stripeLen
+	r.v.chunks = append(r.v.chunks, &wide)
 	q := &result{buf: r.pool.Get(3 * testUnit), want: make([]byte, 3*testUnit), done: make(chan struct{})}
 	defer q.buf.Release()
 	copy(q.want, r.data[stripeLen-testUnit:])
@@ -357,7 +357,7 @@ func TestRefused(t *testing.T) {
 	<-q.done
 	q.mustHold(t, testUnit, 2*testUnit)
 	if !errors.Is(&q.Lost[0], ondisk.ErrUnsupported) {
-		t.Errorf("got %v, want RAID5 refused by name", &q.Lost[0])
+		t.Errorf("got %v, want RAID6 refused by name", &q.Lost[0])
 	}
 	gap := &result{buf: r.pool.Get(testUnit), want: make([]byte, testUnit), done: make(chan struct{})}
 	defer gap.buf.Release()
