@@ -76,6 +76,45 @@ func TestImagesHoldWhatTheyAreFor(t *testing.T) {
 	}
 }
 
+// Every profile with parity, over every number of devices up to six: rows enough for three rotations, whose
+// number of data columns is that of the devices less the parities, and directories of several leaves.
+func TestParityImages(t *testing.T) {
+	for _, c := range []struct {
+		name, profile     string
+		devices, parities int
+		nodesize          uint32
+	}{
+		{"raid5-2", "RAID5", 2, 1, 16384},
+		{"raid5", "RAID5", 3, 1, 16384},
+		{"raid5-4", "RAID5", 4, 1, 4096},
+		{"raid5-5", "RAID5", 5, 1, 16384},
+		{"raid5-6", "RAID5", 6, 1, 65536},
+		{"raid6-3", "RAID6", 3, 2, 16384},
+		{"raid6", "RAID6", 4, 2, 16384},
+		{"raid6-5", "RAID6", 5, 2, 4096},
+		{"raid6-6", "RAID6", 6, 2, 16384},
+	} {
+		m, err := fsreadtest.ReadManifest("../../../../testdata/images", c.name)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if len(m.Devices) != c.devices || m.Nodesize != c.nodesize || m.FSTreeLevel < 1 {
+			t.Errorf("%s: %d devices, nodesize %d, fs tree of level %d", c.name, len(m.Devices), m.Nodesize, m.FSTreeLevel)
+		}
+		if want := []string{"Data, " + c.profile, "System, " + c.profile, "Metadata, " + c.profile}; !slices.Equal(m.Profiles, want) {
+			t.Errorf("%s: profiles %q, want %q", c.name, m.Profiles, want)
+		}
+		row := int64(c.devices-c.parities) * 64 << 10
+		for path, rows := range map[string]int{"rotations": 3 * c.devices, "nocow": c.devices} {
+			i := slices.IndexFunc(m.Entries, func(e fsreadtest.Entry) bool { return string(e.Path) == path })
+			if i < 0 || m.Entries[i].Size < int64(rows)*row || m.Entries[i].NoCOW != (path == "nocow") {
+				t.Errorf("%s: entry %d for %s, want one of %d rows of %d bytes", c.name, i, path, rows, row)
+			}
+		}
+	}
+}
+
 // What shows in single entries: names beyond what an inode's leaf item holds, the ext4 that was, files that
 // are inline only where sectors are large.
 func TestEntriesThatImagesAreFor(t *testing.T) {

@@ -27,11 +27,8 @@ func fillSample(ctx context.Context, _ *kernelfs.FS, t *kernelfs.Tree) error {
 	t.WriteString("@home/hello.txt", "Hello from an inline file: its bytes stand in the tree block itself.\n")
 	t.Symlink("../@home/hello.txt", "@images/link")
 	t.Plain("@images/plain.raw", 1_000_000)
-	for _, compression := range []string{"zstd", "lzo", "zlib"} {
-		name := "@images/" + compression + ".raw"
-		t.WriteString(name, "")
-		t.Xattr(name, "btrfs.compression", []byte(compression))
-		t.WriteAt(name, 0, 1_500_000)
+	for _, algorithm := range []string{"zstd", "lzo", "zlib"} {
+		compressed(t, "@images/"+algorithm+".raw", algorithm, 1_500_000)
 	}
 	t.Fallocate("@images/preallocated.raw", 0, 4<<20, false)
 	t.WriteAt("@images/preallocated.raw", 1<<20, 64<<10)

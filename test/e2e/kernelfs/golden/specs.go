@@ -14,14 +14,16 @@ type fillFunc = func(ctx context.Context, fs *kernelfs.FS, t *kernelfs.Tree) err
 // dupDevice is the size of a device for data and metadata in DUP, which mkfs wants larger.
 const dupDevice = 256 << 20
 
-// Specs lists every image of testdata/images.
+// Specs lists every image of testdata/images. The place in the list is the seed of the content: a new
+// recipe goes to the end.
 func Specs() []Spec {
 	var list []Spec
 	list = append(list, plainSpecs()...)
 	list = append(list, stripedSpecs()...)
 	list = append(list, shapeSpecs()...)
-	list = append(list, refusedSpecs()...)
+	list = append(list, otherSpecs()...)
 	list = append(list, formatSpecs()...)
+	list = append(list, paritySpecs()...)
 	for i := range list {
 		list[i].Seed = uint64(i + 1)
 		list[i].Options.Label = list[i].Name
@@ -178,22 +180,16 @@ func converted(_ context.Context, _ *kernelfs.FS, t *kernelfs.Tree) error {
 	return t.Err()
 }
 
-// refusedSpecs are filesystems that this release does not read; the program must say why.
-func refusedSpecs() []Spec {
+// otherSpecs are the usual profiles with parity, a log tree, compression and the other checksums.
+func otherSpecs() []Spec {
 	small := func(_ context.Context, _ *kernelfs.FS, t *kernelfs.Tree) error {
 		t.Plain("file", 300000)
 		t.Plain("inline", 100)
 		return t.Err()
 	}
 	list := []Spec{
-		{
-			Name: "raid5", Note: "data and metadata raid5 over 3 devices", Refuse: "raid5",
-			Options: kernelfs.Options{Devices: 3, Data: "raid5", Metadata: "raid5"}, Fill: rows(2),
-		},
-		{
-			Name: "raid6", Note: "data and metadata raid6 over 4 devices", Refuse: "raid6",
-			Options: kernelfs.Options{Devices: 4, Data: "raid6", Metadata: "raid6"}, Fill: rows(2),
-		},
+		parity("raid5", "raid5", 3, 0, all),
+		parity("raid6", "raid6", 4, 0, all),
 		{
 			Name: "log", Note: "copied while mounted after fsync: a log tree; the manifest is the state after its replay",
 			Options: kernelfs.Options{Data: "single", Metadata: "dup"}, Mount: "commit=300", Crash: true, Fill: dirtyLog,
