@@ -49,6 +49,7 @@ func (e *preadEngine) run() {
 		if r == nil {
 			return
 		}
+		r.start()
 		n, err := e.file.read(r, &scratch)
 		e.finish(r, n, err)
 	}

@@ -140,16 +140,16 @@ func TestReadCheck(t *testing.T) {
 	buf := aligned(8192)
 	tests := []struct {
 		name  string
-		read  Read
+		read  *Read
 		align int
 		ok    bool
 	}{
-		{"fine", Read{Off: 4096, Bufs: [][]byte{buf}}, 4096, true},
-		{"no buffers", Read{}, 1, false},
-		{"anything goes", Read{Off: 3, Bufs: [][]byte{buf[5:12]}}, 1, true},
-		{"address", Read{Bufs: [][]byte{buf[8:520]}}, 512, false},
-		{"second length", Read{Bufs: [][]byte{buf[:512], buf[512:1000]}}, 512, false},
-		{"offset", Read{Off: 1 << 9, Bufs: [][]byte{buf}}, 4096, false},
+		{"fine", &Read{Off: 4096, Bufs: [][]byte{buf}}, 4096, true},
+		{"no buffers", &Read{}, 1, false},
+		{"anything goes", &Read{Off: 3, Bufs: [][]byte{buf[5:12]}}, 1, true},
+		{"address", &Read{Bufs: [][]byte{buf[8:520]}}, 512, false},
+		{"second length", &Read{Bufs: [][]byte{buf[:512], buf[512:1000]}}, 512, false},
+		{"offset", &Read{Off: 1 << 9, Bufs: [][]byte{buf}}, 4096, false},
 	}
 	for _, tt := range tests {
 		err := tt.read.Check(tt.align)

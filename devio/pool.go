@@ -18,7 +18,8 @@ type Pool struct {
 	lent   int               // guarded by mu
 }
 
-// Buffer is lent by a Pool. It has one owner at a time, who calls Release once.
+// Buffer is lent by a Pool. It has one owner at a time, who calls Release once. Who needs its memory for longer
+// than the owner may, as a device that is late with a read into it, calls Retain and has a Release of his own.
 type Buffer struct {
 	// B has the length that was asked for; its capacity may be larger and may be used. Contents
 	// are undefined at first. Its owner may reslice it.
@@ -27,7 +28,7 @@ type Buffer struct {
 	pool  *Pool  // immutable
 	mem   []byte // immutable; the whole mapping
 	class int    // immutable
-	out   bool   // guarded by pool.mu; lent
+	holds int    // guarded by pool.mu; Releases to come: 0 is free
 
 	newer, older *Buffer // guarded by pool.mu; neighbours in the free list
 	released     uint64  // guarded by pool.mu; Pool.clock at the last release
@@ -52,26 +53,39 @@ func (p *Pool) Get(n int) *Buffer {
 	b := p.free[class].newest
 	if b != nil {
 		p.take(b)
-		b.out = true
+		b.holds = 1
 	}
 	p.mu.Unlock()
 	if b == nil {
-		b = &Buffer{pool: p, class: class, mem: p.mmap(classSize(class)), out: true}
+		b = &Buffer{pool: p, class: class, mem: p.mmap(classSize(class)), holds: 1}
 	}
 	b.B = b.mem[:n]
 	return b
 }
 
-// Release gives the buffer back. Releasing it twice panics.
+// Retain makes the buffer need one more Release. B is the owner's alone all the same.
+func (b *Buffer) Retain() {
+	b.pool.mu.Lock()
+	defer b.pool.mu.Unlock()
+	if b.holds == 0 {
+		panic("devio: free buffer retained")
+	}
+	b.holds++
+}
+
+// Release gives the buffer back. Releasing it more often than it was lent and retained panics.
 func (b *Buffer) Release() {
 	p := b.pool
-	b.B = nil
 	p.mu.Lock()
-	if !b.out {
+	if b.holds == 0 {
 		p.mu.Unlock()
 		panic("devio: buffer released twice")
 	}
-	b.out = false
+	if b.holds--; b.holds > 0 {
+		p.mu.Unlock()
+		return
+	}
+	b.B = nil
 	p.lent--
 	surplus := b
 	if int64(len(b.mem)) <= p.retain { // else it would push everything out and then itself

@@ -273,3 +273,33 @@ func BenchmarkPool(b *testing.B) {
 		p.Get(4096).Release()
 	}
 }
+
+// A buffer that is retained stays lent, with its contents, until the last Release.
+func TestRetain(t *testing.T) {
+	p := NewPool(1 << 20)
+	defer p.Close()
+	b := p.Get(4096)
+	mem := b.B
+	mem[0] = 7
+	b.Retain()
+	b.Release()
+	if other := p.Get(4096); &other.B[0] == &mem[0] || p.Lent() != 2 || mem[0] != 7 {
+		t.Errorf("a retained buffer was lent again, or %d are lent, want 2", p.Lent())
+	} else {
+		other.Release()
+	}
+	b.Release()
+	if p.Lent() != 0 {
+		t.Errorf("%d buffers lent after the last release", p.Lent())
+	}
+	for name, f := range map[string]func(){"Release": b.Release, "Retain": b.Retain} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s of a free buffer did not panic", name)
+				}
+			}()
+			f()
+		}()
+	}
+}

@@ -46,8 +46,8 @@ func newQueue(f *file, workers int) *Queue {
 }
 
 // Submit hands over batch; the slice may be reused when it returns. It does not wait for a disk,
-// with one exception: a batch of one read of at most 64 KiB, on a queue that has no other read
-// and whose last read was not slow, is read by the caller, since nothing is faster. Reads that come
+// with one exception: a batch of one read that is Lone and of at most 64 KiB, on a queue that has no other
+// read and whose last read was not slow, is read by the caller, since nothing is faster. Reads that come
 // after Close complete with ErrClosed, inside Submit.
 func (q *Queue) Submit(batch []*Read) {
 	if len(batch) == 0 {
@@ -82,13 +82,14 @@ func (q *Queue) begin(batch []*Read) (idle bool) {
 
 // readInline reads r here and now, or returns false.
 func (q *Queue) readInline(r *Read) bool {
-	if r.Size() > inlineMax || q.slow.Load() || !q.inline.TryLock() {
+	if !r.Lone || r.Size() > inlineMax || q.slow.Load() || !q.inline.TryLock() {
 		return false
 	}
 	defer q.inline.Unlock()
 	if q.closed.Load() {
 		return false
 	}
+	r.start()
 	n, err := q.file.read(r, &q.scratch)
 	q.finish(r, n, err)
 	return true
@@ -103,6 +104,7 @@ func (q *Queue) finish(r *Read, n int, err error) {
 	if slow := took >= slowRead; slow != q.slow.Load() {
 		q.slow.Store(slow)
 	}
+	r.started.Store(0)
 	stats, done := r.stats, r.Done
 	r.N, r.Err, r.stats = n, err, nil
 	q.depth.Add(-1)

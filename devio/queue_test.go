@@ -193,17 +193,21 @@ func doneInSubmit(q *Queue, r *Read) (inline bool) {
 func TestInlineRule(t *testing.T) {
 	path, _ := writeFile(t, 1<<20)
 	q := open(t, path, Options{})
-	if !doneInSubmit(q, &Read{Bufs: [][]byte{aligned(inlineMax)}}) {
+	lone := func(n int) *Read { return &Read{Bufs: [][]byte{aligned(n)}, Lone: true} }
+	if !doneInSubmit(q, lone(inlineMax)) {
 		t.Error("a lone read of 64 KiB on an idle queue was handed to a worker")
 	}
-	if doneInSubmit(q, &Read{Bufs: [][]byte{aligned(inlineMax + 4096)}}) {
+	if doneInSubmit(q, lone(inlineMax+4096)) {
 		t.Error("a read above 64 KiB was done by the caller")
 	}
-	q.slow.Store(true)
 	if doneInSubmit(q, &Read{Bufs: [][]byte{aligned(4096)}}) {
+		t.Error("a read that is not lone was done by the caller")
+	}
+	q.slow.Store(true)
+	if doneInSubmit(q, lone(4096)) {
 		t.Error("a read on a slow device was done by the caller")
 	}
-	if !doneInSubmit(q, &Read{Bufs: [][]byte{aligned(4096)}}) {
+	if !doneInSubmit(q, lone(4096)) {
 		t.Error("a read after a quick one was handed to a worker")
 	}
 }
@@ -225,6 +229,9 @@ func TestSubmitDoesNotWait(t *testing.T) {
 	first := &Read{Bufs: [][]byte{aligned(4096)}, Done: done}
 	q.Submit([]*Read{first, {Off: 4096, Bufs: [][]byte{aligned(4096)}, Done: done}})
 	<-g.entered
+	if at, ok := first.Started(); !ok || time.Since(at) > time.Hour {
+		t.Errorf("the read in the kernel started %v, %v", at, ok)
+	}
 	for i := 2; i < 200; i++ {
 		q.Submit([]*Read{{Off: Physical(i * 4096), Bufs: [][]byte{aligned(4096)}, Done: done}})
 	}

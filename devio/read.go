@@ -2,6 +2,7 @@ package devio
 
 import (
 	"fmt"
+	"sync/atomic"
 	"time"
 	"unsafe"
 )
@@ -25,6 +26,8 @@ type Read struct {
 	Off  Physical  // multiple of the queue's Align
 	Bufs [][]byte  // at least one; every address and length a multiple of the queue's Align
 	Done Completer // never nil
+	// Lone says that the submitter has nothing to do until this read is done, and may be held up by it.
+	Lone bool
 
 	// N is the result: that many bytes from the start of the run were read. What the buffers hold
 	// beyond N is undefined.
@@ -33,10 +36,21 @@ type Read struct {
 	// device gave fewer bytes and no error, ErrAlign, or ErrClosed.
 	Err error
 
-	next      *Read     // link of the list that the read waits in
-	submitted time.Time // when Submit took it
-	stats     Stats     // who was told of the submission, and so is told of the completion
+	next      *Read        // link of the list that the read waits in
+	submitted time.Time    // when Submit took it
+	started   atomic.Int64 // when it went to the kernel, Unix nanoseconds; 0: it is not there
+	stats     Stats        // who was told of the submission, and so is told of the completion
 }
+
+// Started says when the read went to the kernel, and whether it is there. One that is submitted and not there
+// waits for others of the same device. It may be asked from any goroutine.
+func (r *Read) Started() (time.Time, bool) {
+	at := r.started.Load()
+	return time.Unix(0, at), at != 0
+}
+
+// start notes that the read goes to the kernel.
+func (r *Read) start() { r.started.Store(time.Now().UnixNano()) }
 
 // Size is the number of bytes asked for: the sum of the lengths of Bufs.
 func (r *Read) Size() int {
