@@ -13,7 +13,8 @@ const (
 	DefaultListen      = "tcp://127.0.0.1:10809"
 	DefaultPort        = "10809" // of a tcp:// address without one; IANA's port of NBD
 	DefaultWorkers     = 8
-	DefaultCache       = 64 << 20 // bytes
+	DefaultCache       = 64 << 20    // bytes
+	DefaultSlowRead    = time.Second // until another copy is asked as well
 	DefaultConnections = 100
 	DefaultHandshake   = 10 * time.Second
 	DefaultDrain       = 10 * time.Second
@@ -44,14 +45,15 @@ type Listen struct {
 type Filesystem struct {
 	Name         string // unique; empty only from flags, where the caller takes the filesystem's label or uuid
 	Devices      []Device
-	Degraded     bool   // open although devices are missing
-	DirectIO     bool   // true unless the file says otherwise
-	Workers      int    // reads in flight per physical device, 1 to 1024
-	Cache        int64  // bytes of tree blocks and decompressed extents, upper bound
-	IOEngine     string // "auto" or "pread"
-	AllowMounted bool   // read devices that are mounted read-write
-	IgnoreLog    bool   // show the last commit of a filesystem that was not unmounted
-	Pos          Pos    // of the name
+	Degraded     bool          // open although devices are missing
+	DirectIO     bool          // true unless the file says otherwise
+	Workers      int           // reads in flight per physical device, 1 to 1024
+	Cache        int64         // bytes of tree blocks and decompressed extents, upper bound
+	IOEngine     string        // "auto" or "pread"
+	AllowMounted bool          // read devices that are mounted read-write
+	IgnoreLog    bool          // show the last commit of a filesystem that was not unmounted
+	SlowRead     time.Duration // the next copy is asked when a device has taken as long
+	Pos          Pos           // of the name
 }
 
 // Device names a block device or an image file, in the user's spelling.
@@ -102,7 +104,7 @@ func (e Export) SameAs(o Export) bool {
 func (f Filesystem) SameAs(o Filesystem) bool {
 	return f.Name == o.Name && sameDevices(f.Devices, o.Devices) && f.Degraded == o.Degraded &&
 		f.DirectIO == o.DirectIO && f.Workers == o.Workers && f.Cache == o.Cache &&
-		f.IOEngine == o.IOEngine && f.AllowMounted == o.AllowMounted && f.IgnoreLog == o.IgnoreLog
+		f.IOEngine == o.IOEngine && f.AllowMounted == o.AllowMounted && f.IgnoreLog == o.IgnoreLog && f.SlowRead == o.SlowRead
 }
 
 // sameDevices compares two sets; check.go has refused doubled paths in either.
@@ -171,5 +173,5 @@ func defaultLimits() Limits {
 }
 
 func defaultFilesystem() Filesystem {
-	return Filesystem{DirectIO: true, Workers: DefaultWorkers, Cache: DefaultCache, IOEngine: "auto"}
+	return Filesystem{DirectIO: true, Workers: DefaultWorkers, Cache: DefaultCache, IOEngine: "auto", SlowRead: DefaultSlowRead}
 }

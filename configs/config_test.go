@@ -40,7 +40,7 @@ func TestExample(t *testing.T) {
 		Filesystems: []Filesystem{{
 			Name:     "tank",
 			Devices:  []Device{{Path: "/dev/sdb", Pos: at(21)}, {Path: "/dev/sdc", Pos: at(21)}},
-			DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", Pos: at(20),
+			DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", SlowRead: time.Second, Pos: at(20),
 		}},
 		Exports: []Export{
 			{Name: "vm1", Filesystem: "tank", Subvol: "/@images", Path: "/vm1.raw", Description: "first VM", RoundUp: 512,
@@ -98,7 +98,7 @@ func TestDefaults(t *testing.T) {
 		File:   "f.yaml",
 		Listen: []Listen{{Network: "tcp", Address: "127.0.0.1:10809", Pos: Pos{File: "f.yaml"}}},
 		Filesystems: []Filesystem{{Name: "tank", Devices: []Device{{Path: "/dev/sdb", Pos: at(3)}},
-			DirectIO: true, Workers: DefaultWorkers, Cache: DefaultCache, IOEngine: "auto", Pos: at(2)}},
+			DirectIO: true, Workers: DefaultWorkers, Cache: DefaultCache, IOEngine: "auto", SlowRead: time.Second, Pos: at(2)}},
 		Exports: []Export{{Name: "vm1", Filesystem: "tank", Path: "/vm1.raw", Pos: at(5), PathPos: at(6), SubvolPos: at(5), FilesystemPos: at(5)}},
 		TLS:     TLS{Mode: "off"},
 		Limits:  Limits{Connections: 100, Handshake: 10 * time.Second, Drain: 10 * time.Second},
@@ -116,7 +116,7 @@ func TestEveryValueIsTaken(t *testing.T) {
 listen: ["tcp://[::1]:99"]
 metrics: {listen: "unix:///run/m.sock"}
 filesystems:
-- {name: a, devices: [disk.img], degraded: true, direct_io: false, workers: 3, cache: 1MB, io_engine: pread, allow_mounted: true, ignore_log: true}
+- {name: a, devices: [disk.img], degraded: true, direct_io: false, workers: 3, cache: 1MB, io_engine: pread, allow_mounted: true, ignore_log: true, slow_read: 250ms}
 - {name: "10", devices: [/dev/sdd]}
 exports:
 - {name: x y, filesystem: "10", subvol: "@s", path: /p, description: "two\nlines", round_up: 4KiB}
@@ -134,8 +134,8 @@ limits: {connections: 7, handshake: 1m30s, drain: 0s}
 		Listen:  []Listen{{Network: "tcp", Address: "[::1]:99"}},
 		Metrics: &Listen{Network: "unix", Address: "/run/m.sock"},
 		Filesystems: []Filesystem{
-			{Name: "a", Devices: []Device{{Path: "disk.img"}}, Degraded: true, Workers: 3, Cache: 1e6, IOEngine: "pread", AllowMounted: true, IgnoreLog: true},
-			{Name: "10", Devices: []Device{{Path: "/dev/sdd"}}, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto"},
+			{Name: "a", Devices: []Device{{Path: "disk.img"}}, Degraded: true, Workers: 3, Cache: 1e6, IOEngine: "pread", AllowMounted: true, IgnoreLog: true, SlowRead: 250 * time.Millisecond},
+			{Name: "10", Devices: []Device{{Path: "/dev/sdd"}}, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", SlowRead: time.Second},
 		},
 		Exports: []Export{
 			{Name: "x y", Filesystem: "10", Subvol: "/@s", Path: "/p", Description: "two\nlines", RoundUp: 4096},
@@ -247,6 +247,7 @@ func TestSameAs(t *testing.T) {
 		"direct_io": func(f *Filesystem) { f.DirectIO = true }, "workers": func(f *Filesystem) { f.Workers++ },
 		"cache": func(f *Filesystem) { f.Cache++ }, "engine": func(f *Filesystem) { f.IOEngine = "pread" },
 		"mounted": func(f *Filesystem) { f.AllowMounted = true }, "log": func(f *Filesystem) { f.IgnoreLog = true },
+		"patience": func(f *Filesystem) { f.SlowRead++ },
 	} {
 		o := f
 		if change(&o); f.SameAs(o) {

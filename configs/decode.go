@@ -69,7 +69,7 @@ func (d *decoder) filesystem(key string, n *node) Filesystem {
 		{name: "io_engine", read: d.choice(&f.IOEngine, []string{"auto", "pread"}, []string{"io_uring"})},
 		{name: "allow_mounted", read: d.boolean(&f.AllowMounted)},
 		{name: "ignore_log", read: d.boolean(&f.IgnoreLog)},
-		{name: "slow_read", read: d.unsupported("remove it")},
+		{name: "slow_read", read: d.duration(&f.SlowRead, time.Millisecond)},
 	})
 	return f
 }

@@ -3,19 +3,21 @@ package configs
 import (
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Flags is what the command line of serve says in place of a configuration file.
 type Flags struct {
-	Devices      []string // -d, or BTREXPORT_DEVICES
-	Exports      []string // -e NAME=PATH
-	Listen       []string // -l; none: DefaultListen
-	Metrics      string   // --metrics; empty: none
-	Subvol       string   // --subvol, for every export
-	SubvolID     uint64   // --subvolid, for every export; 0: not given
-	Degraded     bool     // --degraded
-	AllowMounted bool     // --allow-mounted
-	IgnoreLog    bool     // --ignore-log
+	Devices      []string      // -d, or BTREXPORT_DEVICES
+	Exports      []string      // -e NAME=PATH
+	Listen       []string      // -l; none: DefaultListen
+	Metrics      string        // --metrics; empty: none
+	Subvol       string        // --subvol, for every export
+	SubvolID     uint64        // --subvolid, for every export; 0: not given
+	Degraded     bool          // --degraded
+	AllowMounted bool          // --allow-mounted
+	IgnoreLog    bool          // --ignore-log
+	SlowRead     time.Duration // --slow-read; 0: not given
 }
 
 // FromFlags makes the Config of one filesystem whose Name is empty: the caller, having opened it, takes its
@@ -25,6 +27,9 @@ func FromFlags(f Flags) (*Config, error) {
 	var errs errorList
 	fs := defaultFilesystem()
 	fs.Degraded, fs.AllowMounted, fs.IgnoreLog = f.Degraded, f.AllowMounted, f.IgnoreLog
+	if f.SlowRead != 0 {
+		fs.SlowRead = f.SlowRead
+	}
 	for _, d := range f.Devices {
 		pos := Pos{Flag: "-d " + d}
 		if err := checkFile(d); err != nil {

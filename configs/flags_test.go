@@ -12,6 +12,7 @@ func TestFromFlags(t *testing.T) {
 	got, err := FromFlags(Flags{
 		Devices: []string{"disk0.img", "/dev/sdb"}, Exports: []string{"vm1=/a=b", "vm2=/c"},
 		Listen: []string{"unix:///run/x.sock"}, Metrics: "127.0.0.1:9810", Subvol: "@s", Degraded: true, AllowMounted: true, IgnoreLog: true,
+		SlowRead: 3 * time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -26,6 +27,7 @@ func TestFromFlags(t *testing.T) {
 		Filesystems: []Filesystem{{
 			Devices:  []Device{{Path: "disk0.img", Pos: at("-d disk0.img")}, {Path: "/dev/sdb", Pos: at("-d /dev/sdb")}},
 			Degraded: true, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", AllowMounted: true, IgnoreLog: true,
+			SlowRead: 3 * time.Second,
 		}},
 		Exports: []Export{export("-e vm1=/a=b", "vm1", "/a=b"), export("-e vm2=/c", "vm2", "/c")},
 		TLS:     TLS{Mode: "off"},

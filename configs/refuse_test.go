@@ -162,7 +162,8 @@ func TestRefused(t *testing.T) {
 			`f:7: allow is not supported by this version (remove it: whoever can connect is served, so limit who can reach the address or the socket)`},
 		{"io_uring", top + "    io_engine: io_uring\n" + tail, `f:4: io_engine: io_uring is not supported by this version (write auto or pread)`},
 		{"unknown engine", top + "    io_engine: aio\n" + tail, `f:4: io_engine: "aio" is not known (write auto or pread)`},
-		{"slow_read", top + "    slow_read: 1s\n" + tail, `f:4: slow_read is not supported by this version (remove it)`},
+		{"no time to read", top + "    slow_read: 0s\n" + tail, `f:4: slow_read: 0s is too short (write at least 1ms)`},
+		{"slow_read without unit", top + "    slow_read: 2\n" + tail, `f:4: slow_read: "2" has no unit (write 2s or 2ms)`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := Parse("f", []byte(tc.text))

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/btree"
@@ -23,6 +24,9 @@ type Options struct {
 	// IgnoreLog shows the last commit of a filesystem that was not unmounted, without what was synced
 	// after it. With Changing that is so in any case: such a log is still being written.
 	IgnoreLog bool
+	// SlowRead is how long a device may take until the next copy or the parity is asked as well; 0 means a second,
+	// and less waits for every device as long as it takes.
+	SlowRead time.Duration
 	// CacheBytes bounds the caches of tree blocks and of inflated extents together; 0 means 64 MiB, and at
 	// least 4 MiB is taken.
 	CacheBytes int64
@@ -37,6 +41,7 @@ const (
 	defaultCache = 64 << 20
 	minCache     = 4 << 20
 	ownPoolBytes = 16 << 20
+	defaultSlow  = time.Second
 )
 
 // FS is one filesystem at one committed generation.
@@ -130,7 +135,7 @@ func (fs *FS) reportStale() {
 
 // assemble reads the chunk tree through the chunks of the superblock, then the roots through all chunks.
 func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
-	boot, err := set.Bootstrap(fs.pool, volume.Options{Degraded: fs.opts.Degraded, Stats: fs.opts.Stats})
+	boot, err := set.Bootstrap(fs.pool, volume.Options{Degraded: fs.opts.Degraded, Stats: fs.opts.Stats, SlowRead: fs.slowRead(), Judge: judge{fs}})
 	if err != nil {
 		return err
 	}
@@ -160,6 +165,13 @@ func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
 		return err
 	}
 	return fs.openLogs(ctx)
+}
+
+func (fs *FS) slowRead() time.Duration {
+	if fs.opts.SlowRead == 0 {
+		return defaultSlow
+	}
+	return max(fs.opts.SlowRead, 0)
 }
 
 func (fs *FS) cacheBytes() int64 {

@@ -116,7 +116,7 @@ func (in *inflater) start(p *piece, s *submission) {
 func (f *flight) begin(p *piece) {
 	n := int(f.key.disk)
 	f.disk = f.fs.pool.Get(n)
-	f.Logical, f.Buf, f.Done = f.key.logical, f.disk.B, f
+	f.Logical, f.Buf, f.Home, f.Done = f.key.logical, f.disk.B, f.disk, f
 	f.stripes = append(f.stripes[:0], p.Stripes...)
 	f.Stripes = f.stripes
 	f.Unit, f.Verifier, f.Weak = int(f.fs.super.SectorSize), f, false
@@ -130,13 +130,13 @@ func (f *flight) begin(p *piece) {
 // VerifyUnit holds a sector against its checksum, before anything is inflated.
 func (f *flight) VerifyUnit(i int, b []byte) error {
 	if f.Weak {
-		return f.inflate()
+		return f.inflate(b)
 	}
 	return f.sums.check(f.fs.super.CsumType, i, b)
 }
 
-// inflate fills out from disk.
-func (f *flight) inflate() error {
+// inflate fills out from what was read.
+func (f *flight) inflate(b []byte) error {
 	in := f.fs.inflater
 	if f.out == nil {
 		f.out = in.blank.Get().(*inflated)
@@ -145,11 +145,15 @@ func (f *flight) inflate() error {
 	}
 	d := in.codes.Get().(*codec.Decoder)
 	defer in.codes.Put(d)
-	return d.Inflate(f.key.kind, f.out.buf.B, f.disk.B, int(f.fs.super.SectorSize))
+	return d.Inflate(f.key.kind, f.out.buf.B, b, int(f.fs.super.SectorSize))
 }
 
 // RequestDone ends the flight of an extent that no copy could serve whole, and hands others to a decoder.
 func (f *flight) RequestDone(q *volume.Request) {
+	if q.Moved != nil {
+		f.disk.Release()
+		f.disk, q.Moved = q.Moved, nil
+	}
 	switch {
 	case len(q.Lost) > 0:
 		f.end(&q.Lost[0])
@@ -165,7 +169,7 @@ func (f *flight) RequestDone(q *volume.Request) {
 // decode ends a flight whose bytes are right. What does not inflate all the same was broken before it was
 // written: other copies would be the same.
 func (f *flight) decode() {
-	if err := f.inflate(); err != nil {
+	if err := f.inflate(f.Buf); err != nil {
 		f.fs.vol.CountLost(1)
 		f.end(&volume.Lost{Logical: f.key.logical, Err: err})
 		return

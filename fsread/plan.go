@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/btrexport/btrexport/fsread/btree"
 	"github.com/btrexport/btrexport/fsread/codec"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
@@ -63,7 +64,7 @@ func (r *Read) addPiece(ctx context.Context, logical ondisk.Logical, at int, b [
 	if err != nil {
 		return err
 	}
-	p.Logical, p.Buf, p.Unit, p.Done = logical, b, int(r.file.fs.super.SectorSize), p
+	p.Logical, p.Buf, p.Home, p.Unit, p.Done = logical, b, r.buf, int(r.file.fs.super.SectorSize), p
 	p.Verifier, p.extent = p, extentKey{}
 	if err := r.loadStripes(ctx, p, logical, len(b)); err != nil {
 		return err
@@ -113,30 +114,34 @@ func (r *Read) newPiece(at, n int) (*piece, error) {
 	}
 	p := r.pieces[r.used]
 	r.used++
-	p.read, p.at, p.n, p.first = r, at, n, len(r.sums.have)
+	p.read, p.at, p.n, p.first, p.Moved = r, at, n, len(r.sums.have), nil
 	return p, nil
 }
 
-// loadSums appends the checksums of n sectors at logical, from as many items of the checksum tree as
-// hold them: where items start and end, leaf space decides. A sector that no item covers stays without.
+// loadSums appends the checksums of n sectors at logical.
 func (r *Read) loadSums(ctx context.Context, logical ondisk.Logical, n int) error {
-	fs := r.file.fs
+	return r.file.fs.appendSums(ctx, &r.sumCur, &r.sums, logical, n)
+}
+
+// appendSums appends the checksums of n sectors at logical to s, from as many items of the checksum tree as hold
+// them: where items start and end, leaf space decides. A sector that no item covers stays without.
+func (fs *FS) appendSums(ctx context.Context, cur *btree.Cursor, s *sums, logical ondisk.Logical, n int) error {
 	ss := uint64(fs.super.SectorSize)
-	w := sumWindow{sums: &r.sums, first: len(r.sums.have), from: uint64(logical), to: uint64(logical) + uint64(n)*ss,
+	w := sumWindow{sums: s, first: len(s.have), from: uint64(logical), to: uint64(logical) + uint64(n)*ss,
 		size: fs.super.CsumType.Size(), sector: ss}
-	r.sums.grow(n, w.size)
-	if err := r.sumCur.Seek(ctx, fs.csums, ondisk.Key{ObjectID: ondisk.CsumObjectID, Type: ondisk.TypeExtentCsum, Offset: w.from}); err != nil {
+	s.grow(n, w.size)
+	if err := cur.Seek(ctx, fs.csums, ondisk.Key{ObjectID: ondisk.CsumObjectID, Type: ondisk.TypeExtentCsum, Offset: w.from}); err != nil {
 		return err
 	}
-	if r.sumCur.Valid() && !w.take(r.sumCur.Key(), r.sumCur.Item()) {
+	if cur.Valid() && !w.take(cur.Key(), cur.Item()) {
 		return nil
 	}
 	for {
-		ok, err := r.sumCur.Next(ctx)
+		ok, err := cur.Next(ctx)
 		if err != nil || !ok {
 			return err
 		}
-		if !w.take(r.sumCur.Key(), r.sumCur.Item()) {
+		if !w.take(cur.Key(), cur.Item()) {
 			return nil
 		}
 	}

@@ -116,10 +116,33 @@ func (r *Read) release() {
 	if r.pending.Add(-1) > 0 {
 		return
 	}
+	r.gather()
 	if len(r.lost) > 0 {
 		r.Err = r.lostError()
 	}
 	r.Done.ReadDone(r)
+}
+
+// gather makes one buffer again of pieces that had to move out of the way of a late device, which may still write
+// into the one that was begun with.
+func (r *Read) gather() {
+	if !slices.ContainsFunc(r.pieces[:r.used], func(p *piece) bool { return p.Moved != nil }) {
+		return
+	}
+	b := r.file.fs.pool.Get(len(r.buf.B))
+	from := 0
+	for _, p := range r.pieces[:r.used] { // by offset
+		if p.Moved == nil {
+			continue
+		}
+		copy(b.B[from:p.at], r.buf.B[from:p.at])
+		from = p.at + copy(b.B[p.at:], p.Buf)
+		p.Moved.Release()
+		p.Moved = nil
+	}
+	copy(b.B[from:], r.buf.B[from:])
+	r.buf.Release()
+	r.buf = b
 }
 
 // lostError keeps what was lost of the range asked for. A block of which only bytes outside of it were

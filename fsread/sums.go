@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/btrexport/btrexport/fsread/btree"
 	"github.com/btrexport/btrexport/fsread/csum"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
@@ -49,6 +50,26 @@ func (s *sums) check(t csum.Type, i int, b []byte) error {
 	var got [32]byte
 	t.Sum(&got, b)
 	return &ChecksumError{Type: t, Got: slices.Clone(got[:t.Size()]), Want: slices.Clone(want)}
+}
+
+// judge tells which columns of a parity row are wrong, by the checksum tree.
+type judge struct{ fs *FS }
+
+// Bad says whether a sector of b has a checksum that it does not match. Where the tree can't be read nothing is.
+func (j judge) Bad(logical ondisk.Logical, b []byte) bool {
+	fs := j.fs
+	ss := int(fs.super.SectorSize)
+	var s sums
+	var cur btree.Cursor
+	if err := fs.appendSums(fs.life, &cur, &s, logical, len(b)/ss); err != nil {
+		return false
+	}
+	for i := range s.have {
+		if s.have[i] && s.check(fs.super.CsumType, i, b[i*ss:][:ss]) != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // sumWindow collects the checksums of the sectors at logical [from, to) into sums, from the first-th on.

@@ -77,6 +77,7 @@ func (f *Filesystem) newDevice(devid string) *Device {
 		badMetadata:   f.r.checksumFailures.WithLabelValues(f.name, devid, "metadata"),
 		retryIO:       f.r.readRetries.WithLabelValues(f.name, devid, "io"),
 		retryChecksum: f.r.readRetries.WithLabelValues(f.name, devid, "checksum"),
+		retrySlow:     f.r.readRetries.WithLabelValues(f.name, devid, "slow"),
 	}
 }
 
@@ -90,13 +91,16 @@ func (f *Filesystem) ChecksumFailed(devid uint64, metadata bool) {
 	}
 }
 
-// Retried counts one block that devid failed and that is asked of another copy. The reason is "checksum" or
-// "io"; every other word counts as "io".
+// Retried counts one block that devid failed and that is asked of another copy. The reason is "checksum",
+// "slow" or "io"; every other word counts as "io".
 func (f *Filesystem) Retried(devid uint64, reason string) {
 	d := f.Device(devid)
-	if reason == "checksum" {
+	switch reason {
+	case "checksum":
 		d.retryChecksum.Inc()
-	} else {
+	case "slow":
+		d.retrySlow.Inc()
+	default:
 		d.retryIO.Inc()
 	}
 }
@@ -124,6 +128,7 @@ type Device struct {
 	queue                  prometheus.Gauge
 	badData, badMetadata   prometheus.Counter
 	retryIO, retryChecksum prometheus.Counter
+	retrySlow              prometheus.Counter
 }
 
 // ReadDone counts one completed read: the bytes that it delivered, how long it took, and its error, if any.

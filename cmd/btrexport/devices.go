@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +25,7 @@ type deviceFlags struct {
 	degraded     bool
 	allowMounted bool
 	ignoreLog    bool
+	slowRead     time.Duration
 }
 
 func (f *deviceFlags) add(cmd *cobra.Command) {
@@ -31,6 +33,7 @@ func (f *deviceFlags) add(cmd *cobra.Command) {
 	p.StringArrayVarP(&f.devices, "device", "d", nil, "block device or image file; once for each device of the filesystem (default: BTREXPORT_DEVICES, separated by :)")
 	p.BoolVar(&f.degraded, "degraded", false, "go on though devices are missing")
 	p.BoolVar(&f.allowMounted, "allow-mounted", false, "read devices that this kernel has mounted read-write")
+	p.DurationVar(&f.slowRead, "slow-read", 0, "ask the next copy, or rebuild from parity, when a device has not answered for so long; below 0: never (default 1s)")
 	p.BoolVar(&f.ignoreLog, "ignore-log", false, "show the last commit of a filesystem that was not unmounted, not what was synced after it")
 }
 
@@ -70,7 +73,7 @@ func (f *deviceFlags) open(ctx context.Context, log *slog.Logger, stats volume.S
 	changing, err := mounted(paths, f.allowMounted, "--allow-mounted", log)
 	if err == nil {
 		var fs *fsread.FS
-		fs, err = fsread.Open(ctx, devs, fsread.Options{Degraded: f.degraded, Changing: changing, IgnoreLog: f.ignoreLog, Stats: stats, Log: log})
+		fs, err = fsread.Open(ctx, devs, fsread.Options{Degraded: f.degraded, Changing: changing, IgnoreLog: f.ignoreLog, SlowRead: f.slowRead, Stats: stats, Log: log})
 		if err == nil {
 			return fs, nil
 		}

@@ -94,10 +94,11 @@ func (f *serveFlags) load(describes bool) (*configs.Config, error) {
 			devices = splitDevices(os.Getenv("BTREXPORT_DEVICES"))
 		}
 		return configs.FromFlags(configs.Flags{Devices: devices, Exports: f.exports, Listen: f.listen, Metrics: f.metrics,
-			Subvol: f.subvol, SubvolID: f.subvolID, Degraded: f.degraded, AllowMounted: f.allowMounted, IgnoreLog: f.ignoreLog})
+			Subvol: f.subvol, SubvolID: f.subvolID, Degraded: f.degraded, AllowMounted: f.allowMounted, IgnoreLog: f.ignoreLog,
+			SlowRead: f.slowRead})
 	}
-	if describes || f.subvol != "" || f.subvolID != 0 || f.degraded || f.allowMounted || f.ignoreLog {
-		return nil, usagef("-c %s describes the filesystems and exports itself (leave out -d, -e, --subvol, --subvolid, --degraded, --allow-mounted and --ignore-log, or leave out -c)", f.config)
+	if describes || f.subvol != "" || f.subvolID != 0 || f.degraded || f.allowMounted || f.ignoreLog || f.slowRead != 0 {
+		return nil, usagef("-c %s describes the filesystems and exports itself (leave out -d, -e, --subvol, --subvolid, --degraded, --allow-mounted, --ignore-log and --slow-read, or leave out -c)", f.config)
 	}
 	c, err := configs.Load(f.config)
 	if err != nil {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/ondisk"
@@ -23,9 +24,9 @@ type Stats interface {
 	// ChecksumFailed: a unit that this device delivered was refused by its check.
 	ChecksumFailed(devid uint64, metadata bool)
 	// Retried: a unit is read from another copy, because this device's failed by reason
-	// "io" or "checksum".
+	// "io", "checksum" or "slow".
 	Retried(devid uint64, reason string)
-	// Repaired: a unit was served after a retry, from source "mirror".
+	// Repaired: a unit was served after a retry, from source "mirror", or was rebuilt from "parity".
 	Repaired(source string)
 	// Lost: units that no copy could serve.
 	Lost(units int)
@@ -53,7 +54,49 @@ type member struct {
 	seed  bool // it belongs to a seed: a filesystem that this one has sprouted from
 	stale bool // its superblock is not of the generation that it must be: it missed writes, or a seed was written to
 
-	load atomic.Int64 // bytes planned for this device and not yet delivered
+	load     atomic.Int64 // bytes planned for this device and not yet delivered
+	failures atomic.Int32 // reads in a row that failed, or were late
+	late     atomic.Int32 // reads under way that were given up
+	probe    atomic.Int64 // when a doubtful device may be asked again, Unix nanoseconds
+	lastDone atomic.Int64 // when it last delivered anything, Unix nanoseconds
+}
+
+const (
+	// doubtAfter is how many reads in a row fail until a device is doubted: asked last.
+	doubtAfter = 8
+	// probeEvery is how often a doubtful device is asked all the same.
+	probeEvery = 30 * time.Second
+)
+
+// delivered notes the end of a read that the device made good, or not.
+func (m *member) delivered(good bool) {
+	m.lastDone.Store(time.Now().UnixNano())
+	switch {
+	case !good:
+		m.failed(1)
+	case m.failures.Load() > 0:
+		m.failures.Store(0)
+	}
+}
+
+// failed counts failures; the one that makes the device doubtful sets the time of its next probe.
+func (m *member) failed(n int32) {
+	if f := m.failures.Add(n); f >= doubtAfter && f-n < doubtAfter {
+		m.probe.Store(time.Now().Add(probeEvery).UnixNano())
+	}
+}
+
+// doubtful says whether the device failed so often that others are to be asked first.
+func (m *member) doubtful() bool { return m.failures.Load() >= doubtAfter }
+
+// avoid is doubtful for who is about to ask: from time to time one read may find out whether the device is
+// well again, if none is still waiting for it.
+func (m *member) avoid() bool {
+	if !m.doubtful() {
+		return false
+	}
+	now, next := time.Now().UnixNano(), m.probe.Load()
+	return m.late.Load() > 0 || now < next || !m.probe.CompareAndSwap(next, now+int64(probeEvery))
 }
 
 func (m *member) name() string {

@@ -21,6 +21,10 @@ var (
 	// ErrNoStripe is the cause of a logical range in a chunk that the RAID stripe tree describes, of which it
 	// says nothing.
 	ErrNoStripe = errors.New("no item of the RAID stripe tree maps this address")
+	// ErrSlow is the cause of a copy whose device took longer than Options.SlowRead.
+	ErrSlow = errors.New("device is too slow")
+	// ErrParity is the cause of a block without a checksum that P and Q of its row rebuild differently.
+	ErrParity = errors.New("the two parities disagree and the block has no checksum")
 	// ErrNoFilesystem means that a device holds no btrfs superblock.
 	ErrNoFilesystem = errors.New("no btrfs superblock")
 	// ErrDevices is the kind of every error that names devices which do not make one filesystem.
@@ -32,15 +36,19 @@ type Mirror uint8
 
 // CopyError is one failed copy of one unit.
 type CopyError struct {
-	Logical  ondisk.Logical
+	Logical  ondisk.Logical // of the block, also where Column is not ""
 	Dev      devio.DevID
 	Name     string // the device as the user named it
 	Physical devio.Physical
 	Mirror   Mirror
-	Err      error // of the device, of the verifier, ErrMissing or ErrStale
+	Column   string // of what the block was to be rebuilt from: P, Q, or D0, D1, ... for data; "": the block itself
+	Err      error  // of the device, of the verifier, ErrMissing, ErrStale or ErrSlow
 }
 
 func (e *CopyError) Error() string {
+	if e.Column != "" {
+		return fmt.Sprintf("column %s devid %d (%s) @%d: %v", e.Column, e.Dev, e.Name, e.Physical, e.Err)
+	}
 	return fmt.Sprintf("mirror %d devid %d (%s) @%d: %v", e.Mirror, e.Dev, e.Name, e.Physical, e.Err)
 }
 

@@ -1,8 +1,7 @@
 package volume
 
 import (
-	"cmp"
-	"slices"
+	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -29,8 +28,11 @@ type Completer interface{ RequestDone(r *Request) }
 // Done.RequestDone is called, exactly once, perhaps before Submit returns. It may be used again after;
 // a Request that is used again allocates nothing as long as nothing fails.
 type Request struct {
-	Logical  ondisk.Logical
-	Buf      []byte   // aligned as devio asks; its length a multiple of Unit
+	Logical ondisk.Logical
+	Buf     []byte // aligned as devio asks; its length a multiple of Unit
+	// Home is the buffer that Buf lies in. With it a device that is slow is not waited for as long as there is
+	// another copy; nil: every device is.
+	Home     *devio.Buffer
 	Unit     int      // bytes that are checked, and read again, together: sectorsize or nodesize
 	Verifier Verifier // nil: there is nothing to judge by, what a device delivers is taken
 	Weak     bool     // Verifier can refuse a unit but not vouch for it: stale copies serve no more than without one
@@ -43,25 +45,42 @@ type Request struct {
 	// Lost is the result: units that no copy could serve, by offset; empty when all of Buf is good.
 	// Their bytes in Buf are zero.
 	Lost []Lost
+	// Moved is set when a late device may still write into the Buf that was submitted: Buf is then another one, in
+	// Moved, which is the receiver's to release.
+	Moved *devio.Buffer
 
-	vol     *Volume
-	stripes []chunk // made of Stripes
-	frags   []frag
-	runs    []run
-	split   bool // some unit lies in more than one fragment
-	round   int
-	pending atomic.Int32 // device reads in flight, and one for whoever plans the round
+	vol      *Volume
+	stripes  []chunk // made of Stripes
+	frags    []frag
+	runs     []run
+	rebuilds []*rebuild    // of this round, and those of earlier ones that may still be of use
+	memory   int           // that the round reads columns into, bytes
+	home     *devio.Buffer // that Buf lies in now
+	split    bool          // some unit lies in more than one fragment
+	hedge    bool          // of something that the round reads there is another copy
+	detached bool          // frags and runs belong to late reads too, and can't be used again
+	round    int
+	pending  atomic.Int32 // device reads in flight, and one for each who holds the round
+	watched  watched
+	giving   sync.Mutex // held by whoever makes reads late
 
-	mu  sync.Mutex
-	bad []badUnit // guarded by mu while a round is in flight; sorted by unit from the second round on
+	mu      sync.Mutex
+	bad     []badUnit // guarded by mu while a round is in flight, as all below; sorted by unit from the second round on
+	lates   []*run    // late reads that have not been looked at
+	arrived []*run    // those of lates that have come
+	tainted bool      // a late read may write into Buf
+	parked  bool      // nothing is in flight but late reads, and the first of them wakes the request
 }
 
 // frag is a piece of a request that lies in one piece on one device.
 type frag struct {
-	off, n int // in Buf
+	off, n int // in Buf; of a column, what it helps to rebuild
+	c      *chunk
 	m      *member
 	phys   devio.Physical
-	mirror Mirror
+	mirror Mirror   // 0 for a column
+	rb     *rebuild // that the fragment is a column for; nil: it goes into Buf
+	col    int
 	next   int // the run's next fragment, -1 at the end
 }
 
@@ -70,38 +89,55 @@ type run struct {
 	read        devio.Read
 	req         *Request
 	m           *member
-	first, last int // of req.frags
+	frags       []frag
+	first, last int // of frags
 	size        int
 	alone       bool // one unit, read by itself: its failure says all about that unit
+	state       atomic.Int32
+
+	// Of a late run:
+	buf    []byte          // the request's at that time
+	homes  []*devio.Buffer // what the device writes into
+	lateMu sync.Mutex
+	waiter *Request // guarded by lateMu; nil: nobody is interested any more, or was told
 }
 
 // batch gathers the device reads of several requests, a list for each member.
-type batch struct{ reads [][]*devio.Read }
+type batch struct {
+	reads [][]*devio.Read
+	n     int
+	idle  []*Request // that read nothing
+}
 
 // Submit starts the requests and does not wait for them.
 func (v *Volume) Submit(reqs []*Request) {
 	b := v.batches.Get().(*batch)
 	for _, r := range reqs {
 		r.vol, r.round, r.Lost, r.bad = v, 0, r.Lost[:0], r.bad[:0]
+		r.home, r.Moved = r.Home, nil
 		r.stripes = r.vol.scatter(r.stripes[:0], r.Stripes)
 		r.planFirst()
 		r.seal(b)
 	}
 	b.submit(v)
-	for _, r := range reqs {
-		r.release()
-	}
 }
 
-// submit hands each member its reads and gives the batch back.
+// submit hands each member its reads and gives the batch back. The requests belong to others from then on.
 func (b *batch) submit(v *Volume) {
+	idle := b.idle
 	for i, reads := range b.reads {
 		if len(reads) > 0 {
+			reads[0].Lone = reads[0].Lone && b.n == 1
 			v.members[i].dev.Submit(reads)
 			clear(reads)
 			b.reads[i] = reads[:0]
 		}
 	}
+	for _, r := range idle {
+		r.advance()
+	}
+	clear(idle)
+	b.n, b.idle = 0, idle[:0]
 	v.batches.Put(b)
 }
 
@@ -110,7 +146,7 @@ func (r *Request) vouched() bool { return r.Verifier != nil && !r.Weak }
 
 // planFirst lays out the first round: the whole range, each piece from the copy that is best to ask.
 func (r *Request) planFirst() {
-	r.frags, r.runs, r.split = r.frags[:0], r.runs[:0], false
+	r.frags, r.runs, r.split, r.hedge = r.frags[:0], r.runs[:0], false, false
 	for off := 0; off < len(r.Buf); {
 		l := r.Logical + ondisk.Logical(off)
 		c := r.find(l)
@@ -122,17 +158,23 @@ func (r *Request) planFirst() {
 		n := int(min(uint64(len(r.Buf)-off), c.extent(in), maxRun))
 		mirror := r.continued(c, in, n)
 		if mirror == 0 {
-			mirror = r.vol.choose(c, in, r.vouched())
+			mirror = r.choose(c, in)
 		}
 		if mirror == 0 {
 			n = r.noCopy(c, off, n)
 			off += n
 			continue
 		}
-		r.split = r.split || off%r.Unit != 0 || n%r.Unit != 0
-		r.place(c, in, off, n, mirror, false)
+		split := off%r.Unit != 0 || n%r.Unit != 0
+		r.split = r.split || split
+		if mirror == rebuilt {
+			r.planMissing(c, in, off, n, split)
+		} else {
+			r.place(c, in, off, n, mirror, false)
+		}
 		off += n
 	}
+	r.readColumns()
 }
 
 // continued gives the copy of a stripe that touches a run planned already, so that what lies in one piece on
@@ -202,15 +244,22 @@ func (r *Request) addBad(unit int) *badUnit {
 	return &r.bad[len(r.bad)-1]
 }
 
-// place adds the fragment [off, off+n) to a run that it continues on its device, or to a new one.
+// place reads the fragment [off, off+n) from a copy.
 func (r *Request) place(c *chunk, in uint64, off, n int, mirror Mirror, alone bool) {
 	m, phys := c.locate(in, mirror)
-	m.load.Add(int64(n))
-	r.frags = append(r.frags, frag{off: off, n: n, m: m, phys: phys, mirror: mirror, next: -1})
+	r.hedge = r.hedge || c.alternatives()
+	r.add(frag{off: off, n: n, c: c, m: m, phys: phys, mirror: mirror}, alone)
+}
+
+// add puts the fragment into a run that it continues on its device, or into a new one.
+func (r *Request) add(fr frag, alone bool) {
+	fr.next = -1
+	fr.m.load.Add(int64(fr.n))
+	r.frags = append(r.frags, fr)
 	f := len(r.frags) - 1
-	if i := r.touching(m, phys, n); i >= 0 && !alone {
+	if i := r.touching(fr.m, fr.phys, fr.n); i >= 0 && !alone {
 		x := &r.runs[i]
-		r.frags[x.last].next, x.last, x.size = f, f, x.size+n
+		r.frags[x.last].next, x.last, x.size = f, f, x.size+fr.n
 		return
 	}
 	if len(r.runs) < cap(r.runs) {
@@ -219,75 +268,118 @@ func (r *Request) place(c *chunk, in uint64, off, n int, mirror Mirror, alone bo
 		r.runs = append(r.runs, run{})
 	}
 	x := &r.runs[len(r.runs)-1]
-	x.m, x.first, x.last, x.size, x.alone = m, f, f, n, alone
-	x.read.Off = phys
+	x.m, x.first, x.last, x.size, x.alone = fr.m, f, f, fr.n, alone
+	x.read.Off = fr.phys
 }
 
-// seal points the planned runs at the buffer and puts them into the batch. From here on pending holds
-// one for each run and one for the caller, who gives it back by release.
+// seal points the planned runs at their buffers and puts them into the batch. From here on pending holds one for
+// each run; whoever drops the last goes on with the request.
 func (r *Request) seal(b *batch) {
-	r.pending.Store(int32(len(r.runs)) + 1)
+	if len(r.runs) == 0 {
+		b.idle = append(b.idle, r)
+		return
+	}
 	for i := range r.runs {
 		x := &r.runs[i]
 		x.req, x.read.Done, x.read.N, x.read.Err = r, x, 0, nil
+		x.frags, x.buf = r.frags, r.Buf
 		x.alone = x.alone || x.size <= r.Unit
-		x.read.Bufs = x.read.Bufs[:0]
-		end := -1
-		for f := x.first; f >= 0; f = r.frags[f].next {
-			fr := &r.frags[f]
-			if fr.off == end {
-				last := len(x.read.Bufs) - 1
-				start := end - len(x.read.Bufs[last])
-				x.read.Bufs[last] = r.Buf[start : fr.off+fr.n : fr.off+fr.n]
-			} else {
-				x.read.Bufs = append(x.read.Bufs, r.Buf[fr.off:fr.off+fr.n:fr.off+fr.n])
-			}
-			end = fr.off + fr.n
-		}
+		x.read.Lone = !r.hedge
+		x.state.Store(flying)
+		x.scatter(r)
 		b.reads[x.m.index] = append(b.reads[x.m.index], &x.read)
+	}
+	b.n += len(r.runs)
+	if r.hedge && r.home != nil && r.vol.watch.limit > 0 {
+		r.vol.watch.add(r)
+	}
+	r.pending.Store(int32(len(r.runs))) // late reads of earlier rounds may end this one from now on
+}
+
+// scatter lists where the bytes of the run go: fragments that touch in Buf as one.
+func (x *run) scatter(r *Request) {
+	x.read.Bufs = x.read.Bufs[:0]
+	end := -1
+	for f := x.first; f >= 0; f = r.frags[f].next {
+		fr := &r.frags[f]
+		switch {
+		case fr.rb != nil:
+			x.read.Bufs, end = append(x.read.Bufs, fr.rb.cols[fr.col]), -1
+			continue
+		case fr.off == end:
+			last := len(x.read.Bufs) - 1
+			start := end - len(x.read.Bufs[last])
+			x.read.Bufs[last] = r.Buf[start : fr.off+fr.n : fr.off+fr.n]
+		default:
+			x.read.Bufs = append(x.read.Bufs, r.Buf[fr.off:fr.off+fr.n:fr.off+fr.n])
+		}
+		end = fr.off + fr.n
 	}
 }
 
 // ReadDone checks the units of the run while they are warm in the cache.
 func (x *run) ReadDone(*devio.Read) {
-	r := x.req
 	x.m.load.Add(-int64(x.size))
-	if !r.split {
-		r.checkRun(x)
+	if !x.state.CompareAndSwap(flying, landed) {
+		x.lateDone()
+		return
 	}
+	r := x.req
+	x.m.delivered(r.checkRun(x))
 	r.release()
 }
 
-func (r *Request) checkRun(x *run) {
+// checkRun takes what the run brought, and says whether all of it was good.
+func (r *Request) checkRun(x *run) (good bool) {
+	good = x.read.Err == nil
 	pos := 0
 	for f := x.first; f >= 0; f = r.frags[f].next {
 		fr := &r.frags[f]
-		for o := fr.off; o < fr.off+fr.n; o += r.Unit {
-			pos += r.Unit
-			if x.read.Err != nil && pos > x.read.N {
-				r.failed(o/r.Unit, fr, o, x.read.Err, true, x.alone)
-			} else if r.Verifier != nil {
-				if err := r.Verifier.VerifyUnit(o/r.Unit, r.Buf[o:o+r.Unit]); err != nil {
-					r.failed(o/r.Unit, fr, o, err, false, true)
-				}
+		switch {
+		case fr.rb != nil:
+			if pos+fr.n > x.read.N {
+				fr.rb.missed(fr, x.read.Err)
+			}
+		case !r.split:
+			good = r.checkUnits(x, fr, pos) && good
+		}
+		pos += fr.n
+	}
+	return good
+}
+
+// checkUnits judges the units of a fragment, which begins at pos of its run.
+func (r *Request) checkUnits(x *run, fr *frag, pos int) (good bool) {
+	good = true
+	for o := fr.off; o < fr.off+fr.n; o += r.Unit {
+		pos += r.Unit
+		if x.read.Err != nil && pos > x.read.N {
+			good = false
+			r.failed(o/r.Unit, fr, o, x.read.Err, "io", x.alone)
+		} else if r.Verifier != nil {
+			if err := r.Verifier.VerifyUnit(o/r.Unit, r.Buf[o:o+r.Unit]); err != nil {
+				good = good && errors.Is(err, ErrNoChecksum)
+				r.failed(o/r.Unit, fr, o, err, "checksum", true)
 			}
 		}
 	}
+	return good
 }
 
-// release drops one hold on the round; whoever drops the last starts the next round or ends the request.
+// release drops one hold on the round; whoever drops the last goes on with the request.
 func (r *Request) release() {
-	for r.pending.Add(-1) == 0 {
-		if !r.nextRound() {
-			r.finish()
-			return
-		}
+	if r.pending.Add(-1) == 0 {
+		r.advance()
 	}
 }
 
 // finish turns the units that stayed lost into the result and tells the owner.
 func (r *Request) finish() {
-	slices.SortFunc(r.bad, func(a, b badUnit) int { return cmp.Compare(a.unit, b.unit) })
+	if r.watched.in {
+		r.vol.watch.remove(r)
+	}
+	r.detach()
+	r.dropRebuilds()
 	for i := range r.bad {
 		if b := &r.bad[i]; b.state != good {
 			off := b.unit * r.Unit

@@ -14,9 +14,12 @@ type badUnit struct {
 	unit   int
 	state  unitState
 	tried  [maxCopies]tryState // by mirror-1
+	tries  int                 // to rebuild it from parity: with broad effort, with utmost
+	rb     *rebuild            // what it is being rebuilt by, or was last
+	cause  error               // why it could not be
+	rbs    []*rebuild          // of a split unit: one for each piece
 	combo  int                 // of a split unit: the combination of copies to try next
-	fresh  bool                // the last failure has not been counted as a retry yet
-	io     bool                // the last failure was the device's, not the check's
+	fresh  string              // reason of the last failure, until it is counted as a retry
 	dev    devio.DevID         // of the last failure
 	copies []*CopyError
 	err    error // why no copy helps
@@ -25,8 +28,9 @@ type badUnit struct {
 type unitState uint8
 
 const (
-	failed unitState = iota // needs another copy
-	trying                  // its next copy is being read
+	failed  unitState = iota // needs another copy
+	trying                   // its next copy is being read
+	waiting                  // all copies have failed but those that late reads may bring
 	good
 	lost
 )
@@ -39,9 +43,10 @@ const (
 	spent            // failed by itself, or can't be asked
 )
 
-// failed records that a copy of a unit, at off of the buffer, failed: io when its read did, else its check.
-func (r *Request) failed(unit int, f *frag, off int, err error, io, alone bool) {
-	if !io && !errors.Is(err, ErrNoChecksum) {
+// failed records that a copy of a unit, at off of the buffer, failed. The reason is "io" when its read did,
+// "slow" when that is late, "checksum" when its check refused it; "" is a read that is not waited for.
+func (r *Request) failed(unit int, f *frag, off int, err error, reason string, alone bool) {
+	if reason == "checksum" && !errors.Is(err, ErrNoChecksum) {
 		r.vol.opts.Stats.ChecksumFailed(uint64(f.m.id), r.Metadata)
 	}
 	r.mu.Lock()
@@ -58,11 +63,14 @@ func (r *Request) failed(unit int, f *frag, off int, err error, io, alone bool) 
 		b.tried[f.mirror-1] = spent
 	}
 	if was == untried {
-		b.fresh = true
+		b.fresh, b.dev = reason, f.m.id
 	}
-	b.io, b.dev = io, f.m.id
-	b.note(&CopyError{Logical: r.Logical + ondisk.Logical(unit*r.Unit), Dev: f.m.id, Name: f.m.name(),
-		Physical: f.phys + devio.Physical(off-f.off), Mirror: f.mirror, Err: err})
+	b.note(r.copyError(unit, f, off, err))
+}
+
+func (r *Request) copyError(unit int, f *frag, off int, err error) *CopyError {
+	return &CopyError{Logical: r.Logical + ondisk.Logical(unit*r.Unit), Dev: f.m.id, Name: f.m.name(),
+		Physical: f.phys + devio.Physical(off-f.off), Mirror: f.mirror, Err: err}
 }
 
 // record finds the unit's record. In the first round every failure is a new one.
@@ -71,14 +79,19 @@ func (r *Request) record(unit int) *badUnit {
 		r.bad = append(r.bad, badUnit{unit: unit})
 		return &r.bad[len(r.bad)-1]
 	}
-	i, _ := slices.BinarySearchFunc(r.bad, unit, func(b badUnit, u int) int { return cmp.Compare(b.unit, u) })
+	i, _ := r.find1(unit)
 	return &r.bad[i]
+}
+
+// find1 finds the record of a unit once records are sorted.
+func (r *Request) find1(unit int) (int, bool) {
+	return slices.BinarySearchFunc(r.bad, unit, func(b badUnit, u int) int { return cmp.Compare(b.unit, u) })
 }
 
 // note keeps the latest cause of each copy.
 func (b *badUnit) note(e *CopyError) {
 	for i, c := range b.copies {
-		if c.Mirror == e.Mirror && c.Physical == e.Physical {
+		if c.Mirror == e.Mirror && c.Column == e.Column && c.Dev == e.Dev && c.Physical == e.Physical {
 			b.copies[i] = e
 			return
 		}
@@ -86,27 +99,73 @@ func (b *badUnit) note(e *CopyError) {
 	b.copies = append(b.copies, e)
 }
 
-// nextRound is called when nothing of the request is in flight. It settles what the last round read
-// and plans the next copy of every unit that is still bad; false when there is nothing left to read.
-func (r *Request) nextRound() bool {
+// advance is called when nothing of the request is in flight but late reads. It settles what the last round read,
+// and then reads the next copy of every unit that is still bad, waits for late reads, or ends the request.
+func (r *Request) advance() {
+	r.settle()
+	if r.needsJudge() {
+		go func() {
+			r.rebuildAll(true)
+			r.proceed()
+		}()
+		return
+	}
+	r.proceed()
+}
+
+// settle takes what the last round and late reads brought.
+func (r *Request) settle() {
+	r.sortBad()
 	if r.split {
 		r.settleSplit()
 	}
-	if len(r.bad) == 0 {
-		return false
+	r.move()
+	for i := range r.bad {
+		if u := &r.bad[i]; u.state == trying && u.rb == nil && u.rbs == nil {
+			u.state = good
+			r.vol.opts.Stats.Repaired("mirror")
+		}
 	}
-	if r.round == 0 {
-		slices.SortFunc(r.bad, func(a, b badUnit) int { return cmp.Compare(a.unit, b.unit) })
+	r.absorb()
+	r.rebuildAll(false)
+}
+
+func (r *Request) sortBad() {
+	slices.SortFunc(r.bad, func(a, b badUnit) int { return cmp.Compare(a.unit, b.unit) })
+}
+
+// proceed plans the next round and starts it; without anything to read it parks or finishes.
+func (r *Request) proceed() {
+	for r.plan(); len(r.runs) == 0; r.plan() {
+		if !slices.ContainsFunc(r.bad, func(u badUnit) bool { return u.state == waiting }) {
+			r.finish()
+			return
+		}
+		if r.park() {
+			return
+		}
+		r.settle()
+	}
+	b := r.vol.batches.Get().(*batch)
+	r.seal(b)
+	b.submit(r.vol)
+}
+
+// plan lays out the next round: one more copy of every unit that is still bad.
+func (r *Request) plan() {
+	if len(r.bad) == 0 {
+		r.runs = r.runs[:0]
+		return
 	}
 	r.round++
-	r.frags, r.runs = r.frags[:0], r.runs[:0]
+	if r.detached {
+		r.frags, r.runs, r.detached = nil, nil, false
+	}
+	r.frags, r.runs, r.hedge, r.memory = r.frags[:0], r.runs[:0], false, 0
 	for i := range r.bad {
 		u := &r.bad[i]
 		switch {
-		case u.state == trying:
-			u.state = good
-			r.vol.opts.Stats.Repaired("mirror")
-		case u.state == failed && u.err != nil:
+		case u.state == waiting && !r.awaits(u.unit), u.state == failed && u.err != nil:
 			u.state = lost
 		case u.state == failed && r.split:
 			r.retrySplit(u)
@@ -114,13 +173,15 @@ func (r *Request) nextRound() bool {
 			r.retry(u)
 		}
 	}
-	if len(r.runs) == 0 {
-		return false
+	r.readColumns()
+}
+
+// giveIn ends the asking for a unit that has no copy left.
+func (r *Request) giveIn(u *badUnit) {
+	u.state = lost
+	if r.awaits(u.unit) {
+		u.state = waiting
 	}
-	b := r.vol.batches.Get().(*batch)
-	r.seal(b)
-	b.submit(r.vol)
-	return true
 }
 
 // retry plans the next copy of a unit: one that was not asked yet, else one whose failure was
@@ -130,9 +191,13 @@ func (r *Request) retry(u *badUnit) {
 	c := r.find(r.Logical + ondisk.Logical(off))
 	in := uint64(r.Logical-c.start) + uint64(off)
 	r.exclude(u, c, in)
+	if c.code != nil {
+		r.retryRow(u, c, in)
+		return
+	}
 	mirror := u.next(c, in)
 	if mirror == 0 {
-		u.state = lost
+		r.giveIn(u)
 		return
 	}
 	r.countRetry(u)
@@ -141,69 +206,87 @@ func (r *Request) retry(u *badUnit) {
 
 // countRetry counts the copy that failed, now that another one is asked.
 func (r *Request) countRetry(u *badUnit) {
-	if u.fresh {
-		reason := "checksum"
-		if u.io {
-			reason = "io"
-		}
-		r.vol.opts.Stats.Retried(uint64(u.dev), reason)
+	if u.fresh != "" {
+		r.vol.opts.Stats.Retried(uint64(u.dev), u.fresh)
 	}
-	u.fresh, u.state = false, trying
+	u.fresh, u.state, u.rb = "", trying, nil
 }
 
 // exclude marks the copies that can't be asked, with their reason.
 func (r *Request) exclude(u *badUnit, c *chunk, in uint64) {
 	for m := Mirror(1); int(m) <= c.copies; m++ {
 		d, phys := c.locate(in, m)
-		if err := d.usable(r.vouched(), r.vol.opts.Degraded); err != nil && u.tried[m-1] == untried {
+		if err := r.usable(c, d); err != nil && u.tried[m-1] == untried {
 			u.tried[m-1] = spent
 			u.note(&CopyError{Logical: c.start + ondisk.Logical(in), Dev: d.id, Name: d.name(), Physical: phys, Mirror: m, Err: err})
 		}
 	}
 }
 
-// next gives the copy to ask: fresh ones before stale ones before those to be read by themselves.
+// usable says whether what d holds of the chunk may serve, and why not. Where there is parity, that serves
+// rather than a device that missed writes.
+func (r *Request) usable(c *chunk, d *member) error {
+	return d.usable(r.vouched(), r.vol.opts.Degraded && c.code == nil)
+}
+
+// next gives the copy to ask: fresh ones before doubtful and stale ones before those to be read by themselves.
 func (u *badUnit) next(c *chunk, in uint64) Mirror {
-	var stale, again Mirror
+	var best, again Mirror
+	rank := 0
 	for m := Mirror(1); int(m) <= c.copies; m++ {
 		switch d, _ := c.locate(in, m); {
-		case u.tried[m-1] == untried && !d.stale:
-			return m
-		case u.tried[m-1] == untried && stale == 0:
-			stale = m
+		case u.tried[m-1] == untried && (best == 0 || d.rank() < rank):
+			best, rank = m, d.rank()
 		case u.tried[m-1] == grouped && again == 0:
 			again = m
 		}
 	}
-	if stale != 0 {
-		return stale
+	if best != 0 {
+		return best
 	}
 	return again
 }
 
-// choose gives the copy that a first read asks: of devices that missed nothing the one with the fewest
-// bytes to come, so that one stream uses both mirrors; where they are level, mirrors take turns by the
+// rank orders devices: those that are well, those that are doubtful, those that missed writes.
+func (m *member) rank() int {
+	switch {
+	case m.stale:
+		return 2
+	case m.doubtful():
+		return 1
+	}
+	return 0
+}
+
+// choose gives the copy that a first read asks: of devices that missed nothing and do not fail the one with the
+// fewest bytes to come, so that one stream uses both mirrors; where they are level, mirrors take turns by the
 // MiB of address. DUP has both copies on one device: the first. 0 when no copy may serve.
-func (v *Volume) choose(c *chunk, in uint64, verified bool) Mirror {
-	if c.copies == 1 || c.profile == ondisk.DUP {
-		if d, _ := c.locate(in, 1); d.usable(verified, v.opts.Degraded) != nil {
+func (r *Request) choose(c *chunk, in uint64) Mirror {
+	switch {
+	case c.code != nil:
+		return r.chooseColumn(c, in)
+	case c.copies == 1 || c.profile == ondisk.DUP:
+		if d, _ := c.locate(in, 1); r.usable(c, d) != nil {
 			return 0
 		}
 		return 1
 	}
 	var best Mirror
 	var bestLoad int64
-	bestStale := true
+	var bestRank int
 	turn := uint64(c.start>>20) + in>>20
 	for i := range c.copies {
 		m := Mirror((turn+uint64(i))%uint64(c.copies)) + 1
 		d, _ := c.locate(in, m)
-		if d.usable(verified, v.opts.Degraded) != nil {
+		if r.usable(c, d) != nil {
 			continue
 		}
-		load := d.load.Load()
-		if best == 0 || (bestStale && !d.stale) || (bestStale == d.stale && load < bestLoad) {
-			best, bestLoad, bestStale = m, load, d.stale
+		load, rank := d.load.Load(), d.rank()
+		if rank == 1 && !d.avoid() {
+			return m // to find out whether it is well again
+		}
+		if best == 0 || rank < bestRank || (rank == bestRank && load < bestLoad) {
+			best, bestLoad, bestRank = m, load, rank
 		}
 	}
 	return best

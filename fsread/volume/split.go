@@ -1,10 +1,11 @@
 package volume
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 
-	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
@@ -41,8 +42,11 @@ func (r *Request) settleSplit() {
 	if u.state != trying {
 		return // planning found a fragment that nothing can serve
 	}
+	if u.rbs != nil {
+		return // rebuildSplit judges what is made of columns
+	}
 	if err := r.judgeSplit(u); err != nil {
-		u.state, u.fresh = failed, true
+		u.state = failed
 	} else if r.round == 0 {
 		r.bad = r.bad[:0]
 	}
@@ -54,10 +58,13 @@ func (r *Request) judgeSplit(u *badUnit) error {
 	var first error
 	for i := range r.runs {
 		x := &r.runs[i]
-		if x.read.Err != nil {
-			first = x.read.Err
-			u.io, u.dev = true, x.m.id
-			r.noteSplit(u, x, x.read.Err)
+		err, reason := ErrSlow, "slow"
+		if x.state.Load() == landed {
+			err, reason = x.read.Err, "io"
+		}
+		if err != nil {
+			first, u.fresh, u.dev = err, reason, x.m.id
+			r.noteSplit(u, x, err)
 		}
 	}
 	if first != nil || r.Verifier == nil {
@@ -67,7 +74,7 @@ func (r *Request) judgeSplit(u *badUnit) error {
 	for i := range r.runs {
 		if x := &r.runs[i]; err != nil {
 			r.vol.opts.Stats.ChecksumFailed(uint64(x.m.id), r.Metadata)
-			u.io, u.dev = false, x.m.id
+			u.fresh, u.dev = "checksum", x.m.id
 			r.noteSplit(u, x, err)
 		}
 	}
@@ -75,13 +82,17 @@ func (r *Request) judgeSplit(u *badUnit) error {
 }
 
 func (r *Request) noteSplit(u *badUnit, x *run, err error) {
-	f := &r.frags[x.first]
+	f := &x.frags[x.first]
 	u.note(&CopyError{Logical: r.Logical + ondisk.Logical(f.off), Dev: x.m.id, Name: x.m.name(), Physical: f.phys, Mirror: f.mirror, Err: err})
 }
 
 // retrySplit plans the next combination whose every device can be asked. The first round's comes again in
 // its turn: which one that was, the load of the devices decided.
 func (r *Request) retrySplit(u *badUnit) {
+	if c := r.find(r.Logical); c != nil && c.code != nil {
+		r.retryPieces(u)
+		return
+	}
 	for done := false; !done; u.combo++ {
 		done = r.planCombo(u)
 	}
@@ -138,4 +149,107 @@ func (r *Request) placeCombo(mirrors []Mirror) {
 	}
 }
 
-var _ devio.Completer = (*run)(nil)
+// retryPieces plans to read everything that each piece of a unit on RAID5 or RAID6 can be made of.
+func (r *Request) retryPieces(u *badUnit) {
+	for u.tries < 2 {
+		u.tries++
+		if u.tries == 1 || slices.ContainsFunc(u.rbs, (*rebuild).lacking) {
+			if r.rebuildPieces(u, effort(u.tries)) {
+				return
+			}
+		}
+	}
+	r.giveIn(u)
+}
+
+// lacking says whether some column was not to be had.
+func (rb *rebuild) lacking() bool {
+	return slices.ContainsFunc(rb.errs, func(err error) bool { return err != nil })
+}
+
+func (r *Request) rebuildPieces(u *badUnit, e effort) bool {
+	var rbs []*rebuild
+	for off := 0; off < len(r.Buf); {
+		l := r.Logical + ondisk.Logical(off)
+		c := r.find(l)
+		if mappable(c) != nil || c.code == nil || len(rbs) == maxPieces {
+			return false
+		}
+		in := uint64(l - c.start)
+		n := int(min(uint64(len(r.Buf)-off), c.extent(in)))
+		rb := r.newRebuild(c, in, off, n, e)
+		rb.self = true
+		rbs = append(rbs, rb)
+		off += n
+	}
+	r.countRetry(u)
+	u.rbs = rbs
+	return true
+}
+
+// rebuildSplit tries what its pieces can be in every combination.
+func (r *Request) rebuildSplit(u *badUnit, judging bool) {
+	if !judging && r.judgeFirst() {
+		u.rbs[0].open = true
+		return
+	}
+	options := make([][][]byte, len(u.rbs))
+	for i, rb := range u.rbs {
+		if options[i] = r.options(u, rb, judging); len(options[i]) == 0 {
+			r.notePieces(u)
+			return
+		}
+	}
+	for combo := range maxCombos {
+		digits := combo
+		for i, rb := range u.rbs {
+			copy(r.Buf[rb.off:], options[i][digits%len(options[i])])
+			digits /= len(options[i])
+		}
+		if digits > 0 {
+			break
+		}
+		if u.cause = r.Verifier.VerifyUnit(0, r.Buf); u.cause == nil {
+			u.state = good
+			r.vol.opts.Stats.Repaired("parity")
+			return
+		}
+	}
+	if !judging && r.judgeable(u.rbs[0]) {
+		u.rbs[0].open = true
+		return
+	}
+	r.notePieces(u)
+}
+
+func (r *Request) notePieces(u *badUnit) {
+	if u.cause == nil {
+		u.cause = ErrMissing
+	}
+	for _, rb := range u.rbs {
+		r.noteColumns(u, rb)
+	}
+}
+
+// options gives the different contents that a piece can have: what its device delivered, and what can be made of
+// the other columns.
+func (r *Request) options(u *badUnit, rb *rebuild, judging bool) (out [][]byte) {
+	cols := slices.Clone(rb.cols)
+	if own := cols[rb.want]; own != nil {
+		out = append(out, own)
+		cols[rb.want] = nil
+	}
+	var bad []int
+	if judging {
+		bad = r.judge(rb, rb.off, rb.n)
+	}
+	for _, without := range r.suspects(rb, bad) {
+		made := make([]byte, rb.n)
+		if err := rb.c.code.Rebuild(made, omit(cols, without), rb.want); err != nil {
+			u.cause = err
+		} else if !slices.ContainsFunc(out, func(o []byte) bool { return bytes.Equal(o, made) }) {
+			out = append(out, made)
+		}
+	}
+	return out
+}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/ondisk"
@@ -14,6 +15,17 @@ import (
 type Options struct {
 	Degraded bool  // open though devices are missing; reads without a copy fail one by one
 	Stats    Stats // nil: none
+	// SlowRead is how long a device may take for a read until the next copy is asked as well; 0: for ever.
+	SlowRead time.Duration
+	Judge    Judge // nil: none
+}
+
+// Judge knows of data sectors that nobody asked for what they must hold: by it the columns of a parity row that
+// are wrong are told from those that are right.
+type Judge interface {
+	// Bad says whether b, whole sectors of data at logical, is refused by the checksum of one of them. Sectors
+	// without a checksum are not bad. It may wait for tree blocks.
+	Bad(logical ondisk.Logical, b []byte) bool
 }
 
 // Volume reads logical ranges of one filesystem. It is immutable; Submit may be called concurrently.
@@ -26,6 +38,7 @@ type Volume struct {
 	chunks  chunkMap
 	byID    map[devio.DevID]*member // of a filesystem with a stripe tree, which names devices by devid alone
 	batches sync.Pool               // of *batch, sized for members
+	watch   watch
 }
 
 // Bootstrap gives a Volume that maps the chunks of the superblock's array: enough to read the chunk
@@ -125,6 +138,7 @@ func (v *Volume) finish(entries []ondisk.ChunkEntry) (*Volume, error) {
 	for i, m := range v.members {
 		m.index = i
 	}
+	v.watch.limit = v.opts.SlowRead
 	v.batches.New = func() any { return &batch{reads: make([][]*devio.Read, len(v.members))} }
 	type key struct {
 		id   devio.DevID
@@ -302,7 +316,7 @@ func (v *Volume) Super() *ondisk.Superblock { return v.super }
 // caller's to keep, or with a *Lost. done runs once, perhaps before StartUnit returns.
 func (v *Volume) StartUnit(logical ondisk.Logical, n int, check Verifier, done func([]byte, error)) {
 	u := &unitRead{buf: v.pool.Get(n), done: done}
-	u.req = Request{Logical: logical, Buf: u.buf.B, Unit: n, Verifier: check, Metadata: true, Done: u}
+	u.req = Request{Logical: logical, Buf: u.buf.B, Home: u.buf, Unit: n, Verifier: check, Metadata: true, Done: u}
 	v.Submit([]*Request{&u.req})
 }
 
@@ -319,8 +333,11 @@ func (u *unitRead) RequestDone(r *Request) {
 	if len(r.Lost) > 0 {
 		err = &r.Lost[0]
 	} else {
-		block = append(make([]byte, 0, len(u.buf.B)), u.buf.B...)
+		block = append(make([]byte, 0, len(r.Buf)), r.Buf...)
 	}
 	u.buf.Release()
+	if r.Moved != nil {
+		r.Moved.Release()
+	}
 	u.done(block, err)
 }
