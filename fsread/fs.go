@@ -96,7 +96,7 @@ func Open(ctx context.Context, devs []volume.Device, o Options) (*FS, error) {
 }
 
 func (fs *FS) open(ctx context.Context, devs []volume.Device) error {
-	set, err := volume.Scan(ctx, fs.pool, devs)
+	set, err := volume.Scan(ctx, fs.pool, devs, fs.opts.Degraded)
 	if err != nil {
 		if set != nil {
 			return fmt.Errorf("filesystem %s: %w", nameOf(set.Super), err)

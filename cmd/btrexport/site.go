@@ -129,7 +129,7 @@ func (s *site) openOn(ctx context.Context, f *siteFS, c *configs.Filesystem, dev
 		return err
 	}
 	if f.name == "" {
-		set, err := volume.Scan(ctx, s.pool, devs)
+		set, err := volume.Scan(ctx, s.pool, devs, c.Degraded)
 		if err != nil {
 			return err
 		}

@@ -85,7 +85,7 @@ func (f *forest) build(keys []ondisk.Key, fan int) Pointer {
 func content(k ondisk.Key) []byte { return binary.LittleEndian.AppendUint64(nil, k.ObjectID^k.Offset) }
 
 func (f *forest) reader(cache int64) *Reader {
-	set, err := volume.Scan(context.Background(), f.pool, []volume.Device{f.dev})
+	set, err := volume.Scan(context.Background(), f.pool, []volume.Device{f.dev}, false)
 	if err != nil {
 		f.t.Fatal(err)
 	}

@@ -106,7 +106,7 @@ func newDisk(t testing.TB) *disk {
 	pool := devio.NewPool(1 << 20)
 	dev := faultdev.New(faultdev.Mem("disk", d.bytes))
 	t.Cleanup(func() { dev.Close(); pool.Close() })
-	set, err := volume.Scan(context.Background(), pool, []volume.Device{dev})
+	set, err := volume.Scan(context.Background(), pool, []volume.Device{dev}, false)
 	if err != nil {
 		t.Fatal(err)
 	}

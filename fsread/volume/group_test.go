@@ -3,10 +3,13 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/devio/faultdev"
@@ -71,7 +74,7 @@ func scan(t testing.TB, change func(*ondisk.Superblock), list ...given) (*Set, e
 		}
 		pool.Close()
 	})
-	return Scan(t.Context(), pool, devs)
+	return Scan(t.Context(), pool, devs, false)
 }
 
 var (
@@ -257,5 +260,55 @@ func TestMissingErrorIsShort(t *testing.T) {
 	e := &MissingError{Missing: make([]MissingDevice, 100000)}
 	if s := e.Error(); len(s) > 4096 || !strings.Contains(s, fmt.Sprintf(" and %d more are missing", 100000-maxNamed)) {
 		t.Errorf("got %d bytes: %.200s", len(s), s)
+	}
+}
+
+// TestScanWithoutAnswer has a device that hangs, one that fails and one without a superblock: each is an error that
+// names it, and with degraded each is left out.
+func TestScanWithoutAnswer(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		ruin func(*faultdev.Dev)
+		kind error
+	}{
+		{"hangs", func(d *faultdev.Dev) { d.Hang(faultdev.All()) }, ErrNoAnswer},
+		{"fails", func(d *faultdev.Dev) { d.Fail(faultdev.All(), syscall.EIO) }, syscall.EIO},
+		{"delivers nothing", func(d *faultdev.Dev) { d.Lose(nil) }, io.ErrUnexpectedEOF},
+		{"is empty", func(d *faultdev.Dev) { d.Corrupt(faultdev.All()) }, ErrNoFilesystem},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			pool := devio.NewPool(1 << 20)
+			var devs []Device
+			for _, g := range []given{{name: "a", fsid: 0xa, id: 1, uuid: 1, gen: 8}, {name: "b", fsid: 0xa, id: 2, uuid: 2, gen: 8}} {
+				disk := make([]byte, 1<<20)
+				copy(disk[64<<10:], ondisktest.Super(g.super()))
+				devs = append(devs, faultdev.New(faultdev.Mem(g.name, disk)))
+			}
+			c.ruin(devs[1].(*faultdev.Dev))
+			_, err := scanFor(t.Context(), pool, devs, false, testSlow)
+			if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), "open b: ") {
+				t.Errorf("got %v, want %v of b", err, c.kind)
+			}
+			s, err := scanFor(t.Context(), pool, devs, true, testSlow)
+			if err != nil || len(s.Devices) != 1 || s.Devices[0].Dev != devs[0] || len(s.Ignored) != 1 || !strings.Contains(s.Ignored[0], "open b: ") {
+				t.Errorf("degraded: %+v, %v, want a alone and b ignored", s, err)
+			}
+			if _, err := scanFor(t.Context(), pool, devs[1:], true, testSlow); !errors.Is(err, c.kind) {
+				t.Errorf("nothing but b: %v, want %v", err, c.kind)
+			}
+			for _, d := range devs {
+				d.Close()
+			}
+			for range 500 { // buffers of reads that nobody waits for
+				if pool.Lent() == 0 {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if n := pool.Lent(); n != 0 {
+				t.Errorf("%d buffers still lent", n)
+			}
+			pool.Close()
+		})
 	}
 }

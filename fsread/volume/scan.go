@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/ondisk"
@@ -38,25 +40,48 @@ type Set struct {
 	Ignored []string
 }
 
+// ErrNoAnswer is the cause for a device that did not answer while its superblocks were read.
+var ErrNoAnswer = errors.New("the device does not answer (if it is broken, leave it out and add --degraded)")
+
+// patience is how long a device may take for its superblocks: a disk that sleeps needs seconds.
+const patience = 10 * time.Second
+
 // Scan reads every superblock copy of every device and groups the devices into one filesystem.
 // Errors: ErrNoFilesystem for a device without one, ErrDevices for devices of two filesystems of
 // which neither can be the other's seed or one device given twice, *ondisk.UnsupportedError, with
-// the Set, for a filesystem that is refused by name.
-func Scan(ctx context.Context, pool *devio.Pool, devs []Device) (*Set, error) {
+// the Set, for a filesystem that is refused by name. degraded: a device that has no superblock that can be
+// read, or does not answer, is left out like one that is missing.
+func Scan(ctx context.Context, pool *devio.Pool, devs []Device, degraded bool) (*Set, error) {
+	return scanFor(ctx, pool, devs, degraded, patience)
+}
+
+func scanFor(ctx context.Context, pool *devio.Pool, devs []Device, degraded bool, wait time.Duration) (*Set, error) {
 	if len(devs) == 0 {
 		return nil, fmt.Errorf("%w: no device given (add -d DEVICE)", ErrDevices)
 	}
+	found, errs := scanAll(ctx, pool, devs, wait)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	s := &Set{}
-	for _, d := range devs {
-		f, err := scanDevice(ctx, pool, d)
-		if err != nil {
-			return nil, err
-		}
-		if f.Super.Dev.DevID == 0 {
+	var bad error
+	for i, d := range devs {
+		switch {
+		case errs[i] != nil && !degraded:
+			return nil, errs[i]
+		case errs[i] != nil:
+			if bad == nil {
+				bad = errs[i]
+			}
+			s.Ignored = append(s.Ignored, errs[i].Error())
+		case found[i].Super.Dev.DevID == 0:
 			s.Ignored = append(s.Ignored, fmt.Sprintf("%s: target of an unfinished replace (devid 0)", d.Name()))
-			continue
+		default:
+			s.Devices = append(s.Devices, found[i])
 		}
-		s.Devices = append(s.Devices, f)
+	}
+	if len(s.Devices) == 0 && bad != nil {
+		return nil, bad
 	}
 	if len(s.Devices) == 0 {
 		return nil, fmt.Errorf("%w: %s", ErrDevices, strings.Join(s.Ignored, "; "))
@@ -65,6 +90,19 @@ func Scan(ctx context.Context, pool *devio.Pool, devs []Device) (*Set, error) {
 		return nil, err
 	}
 	return s, s.gate()
+}
+
+// scanAll reads the superblocks of all devices at the same time.
+func scanAll(ctx context.Context, pool *devio.Pool, devs []Device, wait time.Duration) ([]Found, []error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, wait, ErrNoAnswer)
+	defer cancel()
+	found, errs := make([]Found, len(devs)), make([]error, len(devs))
+	var scans sync.WaitGroup
+	for i, d := range devs {
+		scans.Go(func() { found[i], errs[i] = scanDevice(ctx, pool, d) })
+	}
+	scans.Wait()
+	return found, errs
 }
 
 // scanDevice reads the superblock copies of one device. Among the good ones of the primary's
@@ -79,7 +117,7 @@ func scanDevice(ctx context.Context, pool *devio.Pool, d Device) (Found, error) 
 		}
 		sb, err := readSuper(ctx, pool, d, at)
 		if ctx.Err() != nil {
-			return f, context.Cause(ctx)
+			return f, fmt.Errorf("open %s: %w", d.Name(), context.Cause(ctx))
 		}
 		if err != nil {
 			f.Ruined = append(f.Ruined, fmt.Errorf("superblock @%d: %w", at, err))
