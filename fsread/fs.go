@@ -219,10 +219,12 @@ func (fs *FS) openCsums(ctx context.Context) error {
 // waits for both. Lent payloads stay valid until they are released.
 func (fs *FS) Close() error {
 	fs.end(ErrClosed)
-	var errs []error
-	for _, d := range fs.devs {
-		errs = append(errs, d.Close())
+	errs := make([]error, len(fs.devs))
+	var closing sync.WaitGroup
+	for i, d := range fs.devs { // together: one that hangs takes its time
+		closing.Go(func() { errs[i] = d.Close() })
 	}
+	closing.Wait()
 	fs.planners.close()
 	fs.inflater.close()
 	if fs.own {

@@ -34,6 +34,8 @@ type BlockGroups struct {
 	Chunks  int
 	Bytes   uint64 // logical: each byte counted once, whatever its copies
 	Used    uint64 // of Bytes; FS.Usage counts it
+	// Unreadable is what of Bytes has no copy, and can't be rebuilt, without the devices that are missing.
+	Unreadable uint64
 }
 
 // DeviceInfo is one device and how much of it chunks take.
@@ -48,11 +50,12 @@ func (fs *FS) Info() Info {
 	i := Info{Label: sb.Label, FSID: sb.FSID, Generation: sb.Generation, SuperCopy: fs.copied, Checksum: sb.CsumType.String(),
 		NodeSize: sb.NodeSize, SectorSize: sb.SectorSize, Features: sb.Features(), Used: sb.BytesUsed, Total: sb.TotalBytes}
 	allocated := make(map[devio.DevID]uint64)
-	fs.vol.Chunks(func(_ ondisk.Logical, c *ondisk.Chunk) {
+	fs.vol.Chunks(func(start ondisk.Logical, c *ondisk.Chunk) {
 		for _, s := range c.Stripes {
 			allocated[s.Dev] += c.StripeLength()
 		}
 		i.addGroup(c)
+		i.group(c).Unreadable += fs.vol.Unreadable(start)
 	})
 	for _, d := range fs.vol.Devices() {
 		i.Devices = append(i.Devices, DeviceInfo{DeviceInfo: d, Allocated: allocated[d.DevID]})

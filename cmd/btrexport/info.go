@@ -18,7 +18,8 @@ func (a *app) infoCommand() *cobra.Command {
 		Short: "Show a filesystem: label, devices, profiles, features",
 		Long: "info shows what is known of a filesystem without reading its files. A device is ok, missing (not given), or " +
 			"stale (it missed writes: its copies are asked last); a seed belongs to the filesystem that this one sprouted from. " +
-			"USED is what chunks take of a device; allocated is what chunks of a kind hold, in use what of that is taken, each byte counted once, whatever its copies.\n\n" + exitHelp,
+			"USED is what chunks take of a device; allocated is what chunks of a kind hold, in use what of that is taken, each byte counted once, whatever its copies. " +
+			"With --degraded it says what can't be read without the devices that are missing.\n\n" + exitHelp,
 		Args: arguments(0, 0, "no argument"),
 	}
 	dev.add(cmd)
@@ -60,6 +61,9 @@ func printInfo(w io.Writer, i *fsread.Info, log *fsread.LogInfo, exact bool) err
 	fmt.Fprintf(w, "profiles    %s\n", profiles(i.Groups))
 	fmt.Fprintf(w, "allocated   %s\n", byKind(i.Groups, exact, func(g *fsread.BlockGroups) uint64 { return g.Bytes }))
 	fmt.Fprintf(w, "in use      %s\n", byKind(i.Groups, exact, func(g *fsread.BlockGroups) uint64 { return g.Used }))
+	for _, line := range lostLines(i, exact) {
+		fmt.Fprintln(w, line)
+	}
 	for _, line := range logLines(log) {
 		fmt.Fprintln(w, line)
 	}
@@ -71,6 +75,9 @@ func printInfo(w io.Writer, i *fsread.Info, log *fsread.LogInfo, exact bool) err
 		}
 		if !d.Missing {
 			length, path = size(d.Size, exact), shown(d.Name)
+		}
+		if d.Missing {
+			state += " uuid " + d.UUID.String()
 		}
 		rows = append(rows, []string{fmt.Sprintf("            %d", d.DevID), length, size(d.Allocated, exact), path, state})
 	}
@@ -108,6 +115,23 @@ func byKind(groups []fsread.BlockGroups, exact bool, of func(*fsread.BlockGroups
 		out = append(out, g.Kind+" "+bytes)
 	}
 	return strings.Join(out, "   ")
+}
+
+// lostLines tell what can't be read without the devices that are missing; nothing where none is.
+func lostLines(i *fsread.Info, exact bool) []string {
+	if !i.Degraded() {
+		return nil
+	}
+	var out []string
+	for _, g := range i.Groups {
+		if g.Unreadable > 0 {
+			out = append(out, fmt.Sprintf("unreadable  %s %s: %s of %s allocated", g.Kind, g.Profile, size(g.Unreadable, exact), size(g.Bytes, exact)))
+		}
+	}
+	if out == nil {
+		out = []string{"unreadable  nothing: every block has a copy or parity left"}
+	}
+	return out
 }
 
 // logLines tell what became of the log of a filesystem that was not unmounted; nothing of one that was.
@@ -186,6 +210,8 @@ type profileJSON struct {
 	Chunks  int    `json:"chunks"`
 	Bytes   uint64 `json:"bytes"` // allocated, each byte counted once
 	Used    uint64 `json:"used"`  // of bytes
+	// Unreadable is what of bytes can't be read without the devices that are missing.
+	Unreadable uint64 `json:"unreadable,omitempty"`
 }
 
 type deviceJSON struct {
@@ -203,7 +229,7 @@ func infoObject(i *fsread.Info, log *fsread.LogInfo) infoJSON {
 	o := infoJSON{Label: i.Label, FSID: i.FSID.String(), Generation: i.Generation, SuperblockCopy: i.SuperCopy, Checksum: i.Checksum,
 		NodeSize: i.NodeSize, SectorSize: i.SectorSize, Features: append([]string{}, i.Features...), Used: i.Used, Total: i.Total, Degraded: i.Degraded(), Log: logObject(log)}
 	for _, g := range i.Groups {
-		o.Profiles = append(o.Profiles, profileJSON{Kind: g.Kind, Profile: g.Profile.String(), Chunks: g.Chunks, Bytes: g.Bytes, Used: g.Used})
+		o.Profiles = append(o.Profiles, profileJSON{Kind: g.Kind, Profile: g.Profile.String(), Chunks: g.Chunks, Bytes: g.Bytes, Used: g.Used, Unreadable: g.Unreadable})
 	}
 	for _, d := range i.Devices {
 		o.Devices = append(o.Devices, deviceJSON{DevID: uint64(d.DevID), UUID: d.UUID.String(), Path: d.Name, Size: d.Size,

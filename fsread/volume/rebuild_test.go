@@ -392,3 +392,38 @@ func TestFewestCauses(t *testing.T) {
 		t.Errorf("I/O errors of %v, want %v: %v", got, want, &q.Lost[0])
 	}
 }
+
+// TestUnreadable counts what can't be read without every set of devices, stripe after stripe.
+func TestUnreadable(t *testing.T) {
+	for _, s := range shapes() {
+		r := newRig(t, s, 2*s.stripes+1)
+		for set := range 1 << len(r.v.members) {
+			devs := make([]Device, len(r.v.members))
+			gone := 0
+			for i, m := range r.v.members {
+				if devs[i] = m.dev; set>>i&1 != 0 {
+					m.dev = nil
+					gone++
+				}
+			}
+			var want uint64
+			for off := 0; off < len(r.data); off += stripeLen {
+				there := 0
+				for m := Mirror(1); int(m) <= r.c.copies; m++ {
+					if d, _ := r.c.locate(uint64(off), m); d.dev != nil {
+						there++
+					}
+				}
+				if there == 0 && gone > s.parities() {
+					want += stripeLen
+				}
+			}
+			if got := r.v.Unreadable(chunkBase); got != want {
+				t.Errorf("%s without %b: %d bytes can't be read, want %d", s, set, got, want)
+			}
+			for i, m := range r.v.members {
+				m.dev = devs[i]
+			}
+		}
+	}
+}

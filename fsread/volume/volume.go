@@ -216,7 +216,7 @@ func (e *MissingError) Error() string {
 	}
 	remedy := fmt.Sprintf("--degraded: %s can be read without", e.Profile)
 	if e.Lost {
-		remedy = fmt.Sprintf("--degraded: reads of the %s chunks that need it will fail", e.Profile)
+		remedy = fmt.Sprintf("--degraded: reads of the %s chunks that need it fail, info --degraded says how much that is", e.Profile)
 	}
 	return fmt.Sprintf("%s %s missing, %d of %d devices given (add -d for each, or %s)", what, verb, e.Given, e.Total, remedy)
 }
@@ -304,6 +304,51 @@ func (v *Volume) Chunks(f func(start ondisk.Logical, c *ondisk.Chunk)) {
 	for _, c := range v.chunks {
 		f(c.start, &c.Chunk)
 	}
+}
+
+// Unreadable gives how many bytes of the chunk at start have neither a copy on a device that is there nor enough
+// of their row. 0 where there is no such chunk.
+func (v *Volume) Unreadable(start ondisk.Logical) uint64 {
+	c := v.chunks.find(start)
+	if c == nil {
+		return 0
+	}
+	gone, n := c.gone(), len(c.members)
+	switch {
+	case c.copies == 0 && gone > 0:
+		return c.Length
+	case c.profile == ondisk.RAID0:
+		return c.Length / uint64(n) * uint64(gone)
+	case c.profile == ondisk.RAID10:
+		lost := 0
+		for i := 0; i+1 < n; i += 2 {
+			if c.members[i].dev == nil && c.members[i+1].dev == nil {
+				lost++
+			}
+		}
+		return c.Length / uint64(n/2) * uint64(lost)
+	case c.code != nil && gone > c.parity():
+		return c.lostRows(uint64(gone))
+	case c.code == nil && gone == n:
+		return c.Length
+	}
+	return 0
+}
+
+// lostRows counts the bytes of data columns on gone missing devices: after as many rows as there are devices,
+// each device has held as much data as any other.
+func (c *chunk) lostRows(gone uint64) uint64 {
+	n, d := uint64(len(c.members)), uint64(c.data())
+	rows := c.Length / (d * stripeLen)
+	lost := rows / n * d * gone
+	for row := range rows % n {
+		for col := range d {
+			if c.members[(row+col)%n].dev == nil {
+				lost++
+			}
+		}
+	}
+	return lost * stripeLen
 }
 
 // CountLost counts units that were read and can't be used all the same.
