@@ -145,6 +145,9 @@ func (f *flight) inflate(b []byte) error {
 	}
 	d := in.codes.Get().(*codec.Decoder)
 	defer in.codes.Put(d)
+	if f.Weak {
+		return d.InflateStrict(f.key.kind, f.out.buf.B, b, int(f.fs.super.SectorSize))
+	}
 	return d.Inflate(f.key.kind, f.out.buf.B, b, int(f.fs.super.SectorSize))
 }
 

@@ -98,6 +98,15 @@ func (d *Decoder) Inflate(kind Kind, dst, src []byte, sectorSize int) error {
 	return d.InflateAt(kind, dst, src, sectorSize, 0)
 }
 
+// InflateStrict is Inflate for bytes that no checksum of the filesystem vouches for: it judges all that the format
+// has, the adler32 of zlib as well, which Inflate leaves alone as the kernel does.
+func (d *Decoder) InflateStrict(kind Kind, dst, src []byte, sectorSize int) error {
+	if kind == Zlib && len(dst) <= MaxExtent && len(src) <= MaxExtent {
+		return d.zlib(dst, src, 0, true)
+	}
+	return d.Inflate(kind, dst, src, sectorSize)
+}
+
 // InflateAt is Inflate for a part: dst gets the bytes of the output from offset from on. It costs one segment
 // for each sector asked for with LZO, everything up to the end of dst with zlib, and the whole frame with
 // zstd. What is not decoded is not judged. from+len(dst) is at most MaxExtent.
@@ -110,7 +119,7 @@ func (d *Decoder) InflateAt(kind Kind, dst, src []byte, sectorSize, from int) er
 	}
 	switch kind {
 	case Zlib:
-		return d.zlib(dst, src, from)
+		return d.zlib(dst, src, from, false)
 	case LZO:
 		return d.lzo(dst, src, sectorSize, from)
 	case Zstd:

@@ -486,3 +486,39 @@ func BenchmarkInflateAt(b *testing.B) {
 		})
 	}
 }
+
+// TestInflateStrict refuses every zlib extent whose adler32 is wrong or cut off, which Inflate takes, and reads all
+// that is whole, whatever part of the output is wanted.
+func TestInflateStrict(t *testing.T) {
+	d := codec.NewDecoder()
+	for _, size := range []int{1, 4096, 70000, codec.MaxExtent} {
+		data := sample(size)
+		src := zlibOf(t, data, 6)
+		padded := append(bytes.Clone(src), make([]byte, -len(src)&4095)...)
+		for _, n := range []int{size, size/2 + 1, min(size+100, codec.MaxExtent)} {
+			dst := make([]byte, n)
+			if err := d.InflateStrict(codec.Zlib, dst, padded, 4096); err != nil || !bytes.Equal(dst[:min(n, size)], data[:min(n, size)]) {
+				t.Fatalf("%d bytes into %d: %v, or wrong bytes", size, n, err)
+			}
+			for i := 1; i <= 4; i++ {
+				bad := bytes.Clone(padded)
+				bad[len(src)-i] ^= 0x10
+				if err := d.InflateStrict(codec.Zlib, dst, bad, 4096); !errors.Is(err, codec.ErrCorrupt) {
+					t.Errorf("adler32 wrong in byte %d: %v, want ErrCorrupt", 4-i, err)
+				}
+				if err := d.Inflate(codec.Zlib, dst, bad, 4096); err != nil {
+					t.Errorf("adler32 wrong in byte %d: Inflate says %v", 4-i, err)
+				}
+				if err := d.InflateStrict(codec.Zlib, dst, src[:len(src)-i], 4096); !errors.Is(err, codec.ErrCorrupt) {
+					t.Errorf("%d bytes of the adler32 cut off: %v, want ErrCorrupt", i, err)
+				}
+			}
+		}
+	}
+	for _, e := range kernelExtents {
+		dst := make([]byte, e.ram)
+		if err := d.InflateStrict(e.kind, dst, load(t, e.file), 4096); err != nil {
+			t.Errorf("%s: %v", e.file, err)
+		}
+	}
+}

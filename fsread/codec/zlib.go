@@ -1,7 +1,10 @@
 package codec
 
 import (
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"hash/adler32"
 	"io"
 
 	"github.com/klauspost/compress/flate"
@@ -13,7 +16,8 @@ const zlibHeader = 2
 // zlib inflates an RFC 1950 stream up to the end of dst or of the stream. The adler32 behind the stream is not
 // looked at: the kernel skips it too (fs/btrfs/zlib.c, zlib_decompress_bio), so it reads extents whose adler32
 // is wrong or cut off, and the checksums of the sectors cover the same bytes. Nor is the padding behind it.
-func (d *Decoder) zlib(dst, src []byte, from int) error {
+// strict: it is looked at, and whole.
+func (d *Decoder) zlib(dst, src []byte, from int, strict bool) error {
 	if err := checkZlibHeader(src); err != nil {
 		return err
 	}
@@ -32,10 +36,43 @@ func (d *Decoder) zlib(dst, src []byte, from int) error {
 	if err != nil {
 		return &Error{Kind: Zlib, Offset: len(src) - d.in.Len(), Detail: err.Error()}
 	}
+	if strict {
+		if err := d.checkAdler(src, out[:n]); err != nil {
+			return err
+		}
+	}
 	if from > 0 {
 		window(dst, out[:n], from)
 	} else {
 		clear(dst[n:])
+	}
+	return nil
+}
+
+// checkAdler goes on to the end of the stream, of which out is the beginning, and holds all of it against the
+// adler32 behind it.
+func (d *Decoder) checkAdler(src, out []byte) error {
+	sum := adler32.New()
+	sum.Write(out)
+	for left := MaxExtent + 1 - len(out); ; {
+		if left <= 0 {
+			return &Error{Kind: Zlib, Detail: "more than 131072 bytes"}
+		}
+		n, err := d.flate.Read(d.scratch[:left])
+		sum.Write(d.scratch[:n])
+		left -= n
+		if errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			return &Error{Kind: Zlib, Offset: len(src) - d.in.Len(), Detail: err.Error()}
+		}
+	}
+	at := len(src) - d.in.Len()
+	if d.in.Len() < sum.Size() {
+		return &Error{Kind: Zlib, Offset: at, Detail: "adler32 cut off"}
+	}
+	if want := binary.BigEndian.Uint32(src[at:]); want != sum.Sum32() {
+		return &Error{Kind: Zlib, Offset: at, Detail: fmt.Sprintf("adler32 is %08x, want %08x", sum.Sum32(), want)}
 	}
 	return nil
 }
