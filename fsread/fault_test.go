@@ -21,7 +21,7 @@ import (
 // TestFailNthRead fails the i-th read of each device, i = 0, 1, 2, …, through open, path walk and read: the
 // bytes are right or the error is of a promised kind, and where the profile has another copy nothing is lost.
 func TestFailNthRead(t *testing.T) {
-	for _, name := range []string{"single", "dup", "raid0-2", "raid1-2", "raid1c3", "raid10-4", "raid5-2", "raid6-3"} {
+	for _, name := range []string{"single", "dup", "raid0-2", "raid1-2", "raid1c3", "raid1c4", "raid10-4", "raid5-2", "raid6-3"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			img := fsreadtest.Load(t, imageName(t, name))

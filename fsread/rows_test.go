@@ -212,3 +212,34 @@ func TestHangingDevice(t *testing.T) {
 		})
 	}
 }
+
+// TestTruncatedDevice cuts a device off in the middle, or in front of a superblock: what it has lost is read from
+// the other copies and parity.
+func TestTruncatedDevice(t *testing.T) {
+	for _, name := range []string{"raid1-2", "raid10-4", "raid5-4", "raid6"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rng := seed(t)
+			img := fsreadtest.Load(t, imageName(t, name))
+			truth := files(t, mustOpen(t, newRig(t, img), Options{}), 4<<20)
+			cut := img.Devices[rng.IntN(len(img.Devices))]
+			info, err := os.Stat(cut)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, size := range []int64{info.Size() / 2, 1<<20 + 4096*rng.Int64N(256) + 1000} {
+				if err := os.Truncate(cut, size); err != nil {
+					t.Fatal(err)
+				}
+				r := newRig(t, img)
+				f, err := r.open(Options{})
+				if err != nil {
+					r.close(t, nil)
+					t.Fatalf("cut to %d bytes: %v", size, err)
+				}
+				mustReadAll(t, f, truth, true)
+				r.close(t, f)
+			}
+		})
+	}
+}
