@@ -58,12 +58,13 @@ func (r *Request) newRebuild(c *chunk, in uint64, off, n int, e effort) *rebuild
 }
 
 // chooseColumn gives what a first read of RAID5 or RAID6 asks: the data column, or parity where that can't or
-// should not be asked. 0 when too much is missing.
+// should not be asked. 0 when too much is missing. A device that keeps failing is asked all the same for what
+// nothing vouches for: what parity makes of such a block could be wrong unseen.
 func (r *Request) chooseColumn(c *chunk, in uint64) Mirror {
 	d, _ := c.locate(in, 1)
 	usable := r.usable(c, d) == nil
 	switch {
-	case usable && !d.avoid():
+	case usable && (!r.vouched() || !d.avoid()):
 		return 1
 	case r.spared(c, in, d, false):
 		return rebuilt

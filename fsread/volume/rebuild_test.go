@@ -8,6 +8,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/devio/faultdev"
@@ -328,6 +329,27 @@ func TestWithoutChecksum(t *testing.T) {
 				q.mustHold(t)
 			}
 		})
+	}
+}
+
+// TestDoubtWithoutChecksum has a device that keeps failing, and silently wrong parity: what no checksum vouches for is
+// what the device delivers. What has one may be rebuilt.
+func TestDoubtWithoutChecksum(t *testing.T) {
+	for _, s := range rows() {
+		r := newRig(t, s, 2)
+		d, _ := r.c.locate(0, 1)
+		d.failures.Store(doubtAfter)
+		d.probe.Store(time.Now().Add(time.Hour).UnixNano())
+		for i := r.c.data(); i < s.stripes; i++ {
+			m, phys := r.c.column(0, i)
+			m.dev.(*faultdev.Dev).Corrupt(faultdev.Range(phys, testUnit))
+		}
+		r.read(0, testUnit, testUnit, false).mustHold(t)
+		if r.stats.parity != 0 {
+			t.Errorf("%s: rebuilt %d units without a checksum, which their device delivers", s, r.stats.parity)
+		}
+		d.failures.Store(doubtAfter)
+		r.read(0, testUnit, testUnit, true).mustHold(t)
 	}
 }
 
