@@ -170,7 +170,8 @@ type lostError struct {
 	Err  *fsread.LostError
 }
 
-// Error names the first part that is lost, up to where good bytes follow, and each copy's cause.
+// Error names the first part that is lost, up to where good bytes follow, the logical address of its first block,
+// and each copy's cause; of a row of RAID5 or RAID6 also those columns (P, Q, D0, D1 ...) that were of no help.
 func (e *lostError) Error() string {
 	first := e.Err.Ranges[0]
 	n := first.Len
@@ -184,12 +185,16 @@ func (e *lostError) Error() string {
 	if first.Cause.Err == nil {
 		causes := make([]string, 0, len(first.Cause.Copies))
 		for _, c := range first.Cause.Copies {
-			causes = append(causes, fmt.Sprintf("devid %d (%s) @%d: %v", c.Dev, c.Name, c.Physical, c.Err))
+			column := ""
+			if c.Column != "" {
+				column = c.Column + " "
+			}
+			causes = append(causes, fmt.Sprintf("%sdevid %d (%s) @%d: %v", column, c.Dev, c.Name, c.Physical, c.Err))
 		}
 		why = "no good copy: " + strings.Join(causes, ", ")
 	}
-	return fmt.Sprintf("read %s offset %d length %d: %s (the rest of the file can be read: serve it, and reads of this part alone fail)",
-		e.Path, first.Off, n, why)
+	return fmt.Sprintf("read %s offset %d length %d logical %d: %s (the rest of the file can be read: serve it, and reads of this part alone fail)",
+		e.Path, first.Off, n, first.Cause.Logical, why)
 }
 
 func (e *lostError) Unwrap() error { return e.Err }

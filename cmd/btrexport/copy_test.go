@@ -143,17 +143,18 @@ func TestCopyLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	var at uint64
+	var logical ondisk.Logical
 	if err := f.Extents(t.Context(), 0, func(s fsread.Segment) error {
 		if s.Kind != fsread.Plain || s.Len < 3*4096 || at > 0 {
 			return nil
 		}
-		at = s.Off + 4096
-		return ruinAll(fs, s.Logical+4096, 2*4096)
+		at, logical = s.Off+4096, s.Logical+4096
+		return ruinAll(fs, logical, 2*4096)
 	}); err != nil || at == 0 {
 		t.Fatalf("ruined at %d, error %v", at, err)
 	}
 	_, err = copyToStream(t.Context(), f, "/rows/rows-0", &countWriter{}, ignore)
-	want := fmt.Sprintf(`^read /rows/rows-0 offset %d length 8192: no good copy: devid \d \(.*disk\d\.img\) @\d+: crc32c is [0-9a-f]{8}, want [0-9a-f]{8}, devid \d \(.*disk\d\.img\) @\d+: crc32c is .* \(the rest of the file can be read: .*\)$`, at)
+	want := fmt.Sprintf(`^read /rows/rows-0 offset %d length 8192 logical %d: no good copy: devid \d \(.*disk\d\.img\) @\d+: crc32c is [0-9a-f]{8}, want [0-9a-f]{8}, devid \d \(.*disk\d\.img\) @\d+: crc32c is .* \(the rest of the file can be read: .*\)$`, at, logical)
 	if err == nil || !regexp.MustCompile(want).MatchString(err.Error()) {
 		t.Errorf("got %v\nwant %s", err, want)
 	}
