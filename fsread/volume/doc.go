@@ -18,6 +18,9 @@
 // is read again from its other copies, each round asking one more copy of each, until the
 // Verifier accepts it or no copy is left. Nothing waits: rounds are driven by completions.
 //
+// An Audit is for those who want to know: it reads every copy of a range, and the rows of RAID5 and RAID6 that
+// it lies in, and says of each block on each device whether it is right (verify*.go).
+//
 // Where a RAID stripe tree maps a chunk, its items come with the Request: who reads trees has looked them
 // up. Each stands for a small chunk of its own, and the rest is as everywhere.
 //
