@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,17 +24,19 @@ const (
 // progress tells how far a job is: a bar on a terminal, else a line from time to time, with --json a
 // status object; and a line at once on SIGUSR1. It owns the terminal's last line from start to stop.
 type progress struct {
-	path     string
-	every    time.Duration // between lines or objects; 0: neither those nor a bar
-	json     io.Writer     // nil: not --json
+	path     atomic.Pointer[string] // what is being read
+	every    time.Duration          // between lines or objects; 0: neither those nor a bar
+	json     io.Writer              // nil: not --json
 	err      io.Writer
 	bar      *progressbar.ProgressBar // nil: no terminal
 	term     *os.File                 // that the bar is on
 	repaired func() int64
+	verify   func() (bad int64, copies int) // of verify: blocks found bad, copies read of each; else nil
 	signals  chan os.Signal
 	quit     chan struct{}
 	ended    chan struct{} // nil until start
 	stopped  bool
+	screen   sync.Mutex // held while something is printed: the bar and what interrupts it share a line
 
 	done  atomic.Uint64
 	total uint64 // set by start
@@ -43,8 +46,9 @@ type progress struct {
 // newProgress prepares to tell about path. From then on SIGUSR1 does not end the program. Objects go to
 // json unless it is nil, all else to standard error.
 func (a *app) newProgress(path string, json io.Writer, repaired func() int64) (*progress, error) {
-	p := &progress{path: path, every: plainInterval, json: json, err: a.err, repaired: repaired,
+	p := &progress{every: plainInterval, json: json, err: a.err, repaired: repaired,
 		signals: make(chan os.Signal, 1), quit: make(chan struct{})}
+	p.path.Store(&path)
 	if s := os.Getenv("BTREXPORT_PROGRESS_INTERVAL"); s != "" {
 		d, err := time.ParseDuration(s)
 		if err != nil || d < 0 {
@@ -77,6 +81,14 @@ func (p *progress) start(total uint64) {
 // add counts bytes that were read.
 func (p *progress) add(n uint64) { p.done.Add(n) }
 
+// aside prints something where the bar is; the bar comes back behind it.
+func (p *progress) aside(print func()) {
+	p.screen.Lock()
+	defer p.screen.Unlock()
+	p.clear()
+	print()
+}
+
 // stop ends it and leaves nothing of the bar. It may be called twice, and when start was not. SIGUSR1 stays
 // caught: one that comes late must not end the program.
 func (p *progress) stop() {
@@ -102,8 +114,8 @@ func (p *progress) run() {
 		case <-p.quit:
 			return
 		case <-p.signals:
-			p.clear()
-			p.tell(p.status(time.Now()))
+			s := p.status(time.Now())
+			p.aside(func() { p.tell(s) })
 		case now := <-tick.C:
 			s := p.status(now)
 			switch {
@@ -111,7 +123,7 @@ func (p *progress) run() {
 				p.draw(&s)
 			case p.every > 0 && now.Sub(told) >= p.every:
 				told = now
-				p.tell(s)
+				p.aside(func() { p.tell(s) })
 			}
 		}
 	}
@@ -119,16 +131,21 @@ func (p *progress) run() {
 
 func (p *progress) status(now time.Time) status {
 	p.meter.observe(now, p.done.Load())
-	return p.meter.status(p.total, p.repaired())
+	s := p.meter.status(p.total, p.repaired())
+	if p.verify != nil {
+		s.verify = true
+		s.bad, s.copies = p.verify()
+	}
+	return s
 }
 
 // tell prints a line or an object. A reader that is gone is no reason to end the job.
 func (p *progress) tell(s status) {
 	if p.json != nil {
-		_ = printJSON(p.json, s.object(p.path))
+		_ = printJSON(p.json, s.object(*p.path.Load()))
 		return
 	}
-	fmt.Fprintln(p.err, s.line(p.path))
+	fmt.Fprintln(p.err, s.line(*p.path.Load()))
 }
 
 func (p *progress) draw(s *status) {
@@ -136,6 +153,8 @@ func (p *progress) draw(s *status) {
 	if width < narrowest {
 		return
 	}
+	p.screen.Lock()
+	defer p.screen.Unlock()
 	p.bar.Describe(s.besideBar(width))
 	// The last byte is held back, so that the bar does not vanish when all is read and not yet all on the disk.
 	_ = p.bar.Set64(min(int64(s.done), p.bar.GetMax64()-1))

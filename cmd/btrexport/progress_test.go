@@ -63,6 +63,7 @@ func TestStatusText(t *testing.T) {
 	early := status{done: 1, total: 1 << 30, left: -1}
 	half := status{done: 512 << 20, total: 1 << 30, rate: 640 << 20, left: 65 * time.Second, elapsed: 9 * time.Second, repaired: 3}
 	end := status{done: 7, total: 7, left: 0}
+	verify := status{done: 7, total: 7, left: 0, verify: true, bad: 5, copies: 2}
 	for _, c := range []struct {
 		s     status
 		width int
@@ -76,6 +77,7 @@ func TestStatusText(t *testing.T) {
 		{half, 40, "/f: 50%, 512 MiB of 1 GiB, 640 MiB/s, 1:05 left, 3 blocks repaired", " 512 MiB/1 GiB"},
 		{half, 30, "/f: 50%, 512 MiB of 1 GiB, 640 MiB/s, 1:05 left, 3 blocks repaired", ""},
 		{end, 80, "/f: 100%, 7 B of 7 B, 0 B/s, 0:00 left", "     7 B/7 B       0 B/s  flushing "},
+		{verify, 90, "/f: 100%, 7 B of 7 B, 0 B/s, 0:00 left, 2 copies, 5 bad blocks", "     7 B/7 B       0 B/s  ETA 0:00   5 bad  2 copies"},
 	} {
 		if got := c.s.line("/f"); got != c.line {
 			t.Errorf("got %q, want %q", got, c.line)

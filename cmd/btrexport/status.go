@@ -51,6 +51,9 @@ type status struct {
 	elapsed     time.Duration
 	left        time.Duration // negative: not known
 	repaired    int64         // blocks that were bad in one copy and good in another
+	verify      bool          // every copy is read; then bad is how many blocks were not good, copies of each are read
+	bad         int64
+	copies      int
 }
 
 // percent rounds down: 100 is all of it.
@@ -70,6 +73,9 @@ func (s *status) line(path string) string {
 	if s.repaired > 0 {
 		text += fmt.Sprintf(", %d blocks repaired", s.repaired)
 	}
+	if s.verify {
+		text += fmt.Sprintf(", %s, %d bad blocks", copiesText(s.copies), s.bad)
+	}
 	return text
 }
 
@@ -85,11 +91,14 @@ func (s *status) besideBar(width int) string {
 		fmt.Sprintf("%10s", iec(uint64(s.rate))+"/s"),
 		fmt.Sprintf("%-9s", left),
 	}
-	if s.done >= s.total {
+	if s.done >= s.total && !s.verify {
 		parts[2] = "flushing "
 	}
 	if s.repaired > 0 {
 		parts = append(parts, fmt.Sprintf("%d repaired", s.repaired))
+	}
+	if s.verify {
+		parts = append(parts, fmt.Sprintf("%d bad", s.bad), copiesText(s.copies))
 	}
 	for len(parts) > 0 {
 		if text := strings.Join(parts, "  "); len(text) <= width-narrowest-2 {
@@ -98,6 +107,13 @@ func (s *status) besideBar(width int) string {
 		parts = parts[:len(parts)-1]
 	}
 	return ""
+}
+
+func copiesText(n int) string {
+	if n == 1 {
+		return "1 copy"
+	}
+	return fmt.Sprintf("%d copies", n)
 }
 
 // clock writes a duration as 0:09, 12:30 or 2:03:04, and days as such.
@@ -122,10 +138,15 @@ type statusJSON struct {
 	Elapsed     float64  `json:"seconds_elapsed"`
 	Left        *float64 `json:"seconds_remaining,omitempty"`
 	Repaired    int64    `json:"repaired_blocks"`
+	Bad         *int64   `json:"bad_blocks,omitempty"` // of verify
+	Copies      *int     `json:"copies,omitempty"`     // of verify: the most that a block has
 }
 
 func (s *status) object(path string) statusJSON {
 	o := statusJSON{MessageType: "status", Path: path, Done: s.done, Total: s.total, Rate: uint64(s.rate), Elapsed: s.elapsed.Seconds(), Repaired: s.repaired}
+	if s.verify {
+		o.Bad, o.Copies = &s.bad, &s.copies
+	}
 	if s.left >= 0 {
 		left := s.left.Seconds()
 		o.Left = &left
