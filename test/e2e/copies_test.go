@@ -212,3 +212,9 @@ func (c *copies) read(p place, n int) ([]byte, error) {
 	_, err = f.ReadAt(b, p.off)
 	return b, err
 }
+
+// byPlace sorts places, and drops those that stand twice.
+func byPlace(list []place) []place {
+	slices.SortFunc(list, func(a, b place) int { return cmp.Or(cmp.Compare(a.device, b.device), cmp.Compare(a.off, b.off)) })
+	return slices.Compact(list)
+}
