@@ -220,7 +220,12 @@ func (r *verifying) segment(ctx context.Context, s *Segment) error {
 	for l := from; l < to; {
 		in, until := r.clean.at(uint64(l))
 		n := min(uint64(to), until) - uint64(l)
-		if !in {
+		if gone, why := r.fs.vol.Unmapped(l, n); gone > 0 {
+			if err := r.unmapped(ctx, s.Off+uint64(l-from), l, gone, why); err != nil {
+				return err
+			}
+			n = gone
+		} else if !in {
 			_, until = r.counted.at(uint64(l))
 			n = uint64(r.fs.vol.AuditStep(l, min(n, until-uint64(l))))
 			c := &check{off: s.Off + uint64(l-from), len: n}
@@ -232,6 +237,23 @@ func (r *verifying) segment(ctx context.Context, s *Segment) error {
 		l += ondisk.Logical(n)
 		r.at = s.Off + uint64(l-from)
 	}
+	return context.Cause(ctx)
+}
+
+// unmapped tells of a part that can't be anywhere, once what is in front of it is done.
+func (r *verifying) unmapped(ctx context.Context, off uint64, l ondisk.Logical, n uint64, why error) error {
+	for len(r.queue) > 0 {
+		if err := r.finishOldest(ctx); err != nil {
+			return err
+		}
+	}
+	r.flush(-1)
+	r.held = append(r.held, BadRange{Off: off, Len: n, Logical: l, Disk: n, Lost: true, Err: why})
+	r.verdict.Lost += min(n, r.f.size-min(off, r.f.size))
+	fresh, kept := r.counted.add(uint64(l), uint64(l)+n)
+	r.sum.Bytes, r.sum.Repeated = r.sum.Bytes+fresh, r.sum.Repeated || !kept
+	r.o.Progress(fresh)
+	r.flush(-1)
 	return context.Cause(ctx)
 }
 

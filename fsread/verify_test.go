@@ -442,6 +442,24 @@ func TestVerifyStripeTree(t *testing.T) {
 	}
 }
 
+// TestVerifyUnmapped tells of an extent that no chunk maps, as large as a crafted filesystem may have it.
+func TestVerifyUnmapped(t *testing.T) {
+	b := newBuilder(t)
+	const n = 1 << 55
+	b.size(8192+n, 0)
+	b.data(dataStart, pattern(8192, 1), true)
+	b.extent(0, plain(dataStart, 8192, 0, 8192))
+	b.extent(8192, plain(1<<50, n, 0, n))
+	var got []BadRange
+	verdict, sum, err := b.file().Verify(t.Context(), VerifyOptions{}, func(b BadRange) { got = append(got, b) })
+	if err != nil || len(got) != 1 || verdict.Lost != n || sum.Bytes != 8192+n || verdict.Checked != 8192+n {
+		t.Fatalf("got %+v, %+v, %+v, error %v", got, verdict, sum, err)
+	}
+	if x := got[0]; x.Off != 8192 || x.Len != n || !x.Lost || !errors.Is(x.Err, volume.ErrUnmapped) {
+		t.Errorf("got %+v", x)
+	}
+}
+
 // TestSpans holds the set against a map of addresses.
 func TestSpans(t *testing.T) {
 	rng := seed(t)

@@ -25,7 +25,8 @@ func (a *app) verifyCommand() *cobra.Command {
 		Long: "verify reads every copy of every block of the files that PATHs name, directories with all that is below them, and of RAID5 and " +
 			"RAID6 the parity that covers them. It checks each against its checksum, and parity against its row. A line tells each range of which a " +
 			"copy is bad, at once; what several files share is read once and told for each. Files without checksums are unverified: their copies are " +
-			"compared. Symbolic links are followed where a PATH is one, and not below a directory. Tree blocks are not part of it.\n\n" +
+			"compared. Symbolic links are followed where a PATH is one, and not below a directory. Tree blocks are not part of it. Of a filesystem " +
+			"that is mounted read-write, what is overwritten meanwhile looks lost.\n\n" +
 			"Progress goes to standard error, as cp has it. With --json, objects of message_type status, bad_range, file and summary go to standard " +
 			"output. On SIGINT the summary says how far it came.\n\n" +
 			"Exit status: 0 every copy is good; 1 some copy is bad, missing or could not be read, though perhaps nothing is lost (the last line says " +

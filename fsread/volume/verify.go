@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"slices"
+	"sort"
 	"sync/atomic"
 
 	"github.com/btrexport/btrexport/devio"
@@ -87,6 +88,24 @@ const (
 	mendedUnit                // no copy is good, and it was rebuilt, or read well the second time
 	lostUnit
 )
+
+// Unmapped says how many of n bytes from logical on nothing can be read of, for one reason: they need no Audit,
+// however many a crafted filesystem has. 0: there may be something.
+func (v *Volume) Unmapped(logical ondisk.Logical, n uint64) (uint64, error) {
+	i := sort.Search(len(v.chunks), func(i int) bool { return v.chunks[i].end > logical })
+	switch {
+	case i == len(v.chunks):
+		return n, ErrUnmapped
+	case v.chunks[i].start > logical:
+		return min(n, uint64(v.chunks[i].start-logical)), ErrUnmapped
+	case v.chunks[i].scattered:
+		return 0, nil
+	}
+	if err := mappable(v.chunks[i]); err != nil {
+		return min(n, uint64(v.chunks[i].end-logical)), err
+	}
+	return 0, nil
+}
 
 // AuditStep gives how much of n bytes at logical one Audit should take, so that its buffers stay bounded.
 func (v *Volume) AuditStep(logical ondisk.Logical, n uint64) int {
