@@ -415,6 +415,9 @@ func (r *verifying) flush(at int64) {
 	r.held = kept
 }
 
+// MaxCopies is that of the summary so far.
+func (v *Verification) MaxCopies() int { return v.sum.MaxCopies }
+
 // Summary says what was read so far, and how the devices did.
 func (v *Verification) Summary() VerifySummary {
 	s := v.sum

@@ -85,7 +85,7 @@ func (a *app) verify(ctx context.Context, dev *deviceFlags, paths []string) erro
 	if j.sv, err = subvolume(ctx, f, dev.subvol, dev.subvolID); err != nil {
 		return err
 	}
-	j.run = f.NewVerification(fsread.VerifyOptions{Progress: j.p.add})
+	j.run = f.NewVerification(fsread.VerifyOptions{Progress: j.progress})
 	return j.verify(ctx, paths)
 }
 
@@ -100,6 +100,12 @@ func (j *verifyJob) verify(ctx context.Context, paths []string) error {
 	j.p.stop()
 	j.sum.Names = files.names
 	return j.end(ctx, err)
+}
+
+// progress counts bytes of which every copy was read.
+func (j *verifyJob) progress(n uint64) {
+	j.copies.Store(int64(j.run.MaxCopies()))
+	j.p.add(n)
 }
 
 // plan adds up what there is to read. What can't be walked is told when its turn to be read comes.
@@ -122,25 +128,14 @@ func (j *verifyJob) plan(ctx context.Context, paths []string) error {
 func (j *verifyJob) file(ctx context.Context, path string, f *fsread.File) error {
 	j.p.path.Store(&path)
 	v, err := j.run.File(ctx, f, func(b fsread.BadRange) { j.badRange(path, &b) })
-	j.copies.Store(int64(j.run.Summary().MaxCopies))
+	j.sum.add(&v)
 	if ctx.Err() != nil && err != nil {
 		j.sum.Interrupted = &verifyPlace{Path: path, Offset: v.Checked}
 		return err
 	}
-	j.sum.Files++
 	if err != nil {
 		j.sum.Failed++
 		j.errs.add(path, err)
-	}
-	if v.Ranges > 0 {
-		j.sum.BadFiles++
-	}
-	if v.Lost > 0 {
-		j.sum.LostFiles++
-		j.sum.LostBytes += v.Lost
-	}
-	if v.NoSums {
-		j.sum.Unverified++
 	}
 	j.tell(func() error {
 		o := newVerifyFile(path, &v, err)
@@ -197,7 +192,7 @@ func (j *verifyJob) end(ctx context.Context, err error) error {
 		return fmt.Errorf("write standard output: %w", bare(err))
 	case j.sum.Interrupted == nil && len(j.errs.list) > 0:
 		return j.errs.join()
-	case j.sum.Result != "good" || j.sum.Interrupted != nil:
+	case j.sum.Result != "good":
 		return exitStatus(exitFailed)
 	}
 	return nil

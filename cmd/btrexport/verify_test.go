@@ -66,7 +66,7 @@ func newVerifyRig(t *testing.T, asJSON bool) *verifyRig {
 	if r.sv, err = r.fs.SubvolumeByID(t.Context(), ondisk.TreeFS); err != nil {
 		t.Fatal(err)
 	}
-	r.run = r.fs.NewVerification(fsread.VerifyOptions{Progress: r.p.add})
+	r.run = r.fs.NewVerification(fsread.VerifyOptions{Progress: r.progress})
 	return r
 }
 
@@ -122,7 +122,7 @@ func TestVerifyInterrupted(t *testing.T) {
 		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &s); err != nil {
 			t.Fatal(err)
 		}
-		if s.Interrupted == nil || s.Interrupted.Path != "/@images/plain.raw" || s.Interrupted.Offset > off || s.Files != 1 || s.BadFiles != 1 {
+		if s.Interrupted == nil || s.Interrupted.Path != "/@images/plain.raw" || s.Interrupted.Offset > off || s.Files != 2 || s.BadFiles != 1 || s.Result != "bad" {
 			t.Errorf("got %+v, the device hangs at %d", s, off)
 		}
 	}

@@ -154,7 +154,9 @@ func (f *verifyFile) line() string {
 			parts = append(parts, fmt.Sprintf("%d %s", n, what))
 		}
 	}
-	add(f.Bad, "bad blocks")
+	if f.Bad > 0 {
+		parts = append(parts, count(int(f.Bad), "bad block"))
+	}
 	add(f.Unreadable, "unreadable")
 	add(f.Differ, "differ")
 	add(f.NotJudged, "of parity not judged")
@@ -176,7 +178,7 @@ func (f *verifyFile) line() string {
 // verifySummary is the end of a run, as --json has it.
 type verifySummary struct {
 	MessageType string         `json:"message_type"`
-	Result      string         `json:"result"` // good; bad: nothing is lost; lost
+	Result      string         `json:"result"` // good; bad: nothing is lost; lost; incomplete: good so far
 	Files       int            `json:"files"`
 	BadFiles    int            `json:"bad_files"`
 	LostFiles   int            `json:"lost_files"`
@@ -218,6 +220,21 @@ type verifyDevice struct {
 	NotJudged  int64  `json:"unjudged"`
 }
 
+// add counts a file, also one that was not read to its end.
+func (s *verifySummary) add(v *fsread.FileVerdict) {
+	s.Files++
+	if v.Ranges > 0 {
+		s.BadFiles++
+	}
+	if v.Lost > 0 {
+		s.LostFiles++
+		s.LostBytes += v.Lost
+	}
+	if v.NoSums {
+		s.Unverified++
+	}
+}
+
 // fill takes over what was read, and gives the result.
 func (s *verifySummary) fill(v fsread.VerifySummary, took time.Duration, trees int64) {
 	s.MessageType, s.Bytes, s.MinCopies, s.MaxCopies, s.Parity = "summary", v.Bytes, v.MinCopies, v.MaxCopies, v.Parity
@@ -237,6 +254,9 @@ func (s *verifySummary) fill(v fsread.VerifySummary, took time.Duration, trees i
 	}
 	if s.LostBytes > 0 {
 		s.Result = "lost"
+	}
+	if s.Result == "good" && s.Interrupted != nil {
+		s.Result = "incomplete"
 	}
 }
 
@@ -315,7 +335,7 @@ func (d *verifyDevice) line() string {
 	if d.Missing {
 		return fmt.Sprintf("%s (missing): %d blocks could not be read", s, d.Absent)
 	}
-	s += fmt.Sprintf(" (%s): %d bad blocks of %d", shown(d.Path), d.Bad+d.Unreadable, d.Blocks)
+	s += fmt.Sprintf(" (%s): %s of %d", shown(d.Path), count(int(d.Bad+d.Unreadable), "bad block"), d.Blocks)
 	for _, x := range []struct {
 		n    int64
 		what string
