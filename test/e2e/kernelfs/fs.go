@@ -238,7 +238,7 @@ func (f *FS) newDisk(size int64) (int, error) {
 }
 
 func (f *FS) attach(i int) error {
-	l, err := attachLoop(f.disks[i].image)
+	l, err := attachLoop(f.disks[i].image, 0)
 	if err != nil {
 		return err
 	}
