@@ -3,10 +3,10 @@
 // Package e2e drives the built binary as its users do, against filesystems that the running kernel
 // makes at random, and compares every byte and every name with what the kernel shows: served to
 // libnbd, QEMU, nbd-client and our own client, listed, copied, with copies ruined, with devices that
-// are in use, under load and while it is told to stop.
+// are in use or fail, under load and while it is told to stop.
 //
 // It needs root and BTREXPORT_E2E=1, or every test skips. BTREXPORT_SEED repeats a run's choices,
-// BTREXPORT_E2E_ROUNDS multiplies its work. With CI=true what is missing fails.
+// BTREXPORT_E2E_ROUNDS multiplies its work. With CI=true what is missing fails, but for /dev/fuse.
 package e2e
 
 import (

@@ -70,7 +70,8 @@ func openFile(path, image string, ended <-chan struct{}) (*File, error) {
 func (f *File) Path() string { return f.path }
 
 // Loop lays a block device over the file until the test ends, which releases what hangs. The loop
-// driver makes EIO of most errors and of no bytes, and asks again for what a short answer lacks.
+// driver makes EIO of most errors and of no bytes, and asks again for what a short answer lacks; of
+// an answer that is no multiple of 512 bytes Linux 6.18 makes wrong bytes.
 func (f *File) Loop(t testing.TB) (path string) {
 	t.Helper()
 	path, detach, err := kernelfs.LoopOver(f.path)
