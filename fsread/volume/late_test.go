@@ -285,3 +285,20 @@ func TestSplitHang(t *testing.T) {
 		}
 	}
 }
+
+// TestLateKeepsWhatCame has a round in which one copy serves and another is late: what was served moves along.
+func TestLateKeepsWhatCame(t *testing.T) {
+	for _, s := range []shape{{ondisk.RAID1C3, 3}, {ondisk.RAID6, 5}} {
+		r := slowRig(t, s, 2)
+		for i, m := range r.v.members[1:] {
+			m.load.Add(int64(i+1) << 30) // so that the first is asked first, then the second
+			defer r.v.members[i+1].load.Add(-int64(i+1) << 30)
+		}
+		for _, unit := range []int{0, 1, 2, 8, 9, 10} {
+			p := r.places(unit * testUnit)[0]
+			p.dev.Corrupt(faultdev.Range(p.phys, testUnit))
+		}
+		r.devs[1].Hang(faultdev.Range(devBase+8*testUnit, 3*testUnit))
+		r.read(0, 16*testUnit, testUnit, true).mustHold(t)
+	}
+}

@@ -119,13 +119,13 @@ func (r *Request) settle() {
 	if r.split {
 		r.settleSplit()
 	}
-	r.move()
 	for i := range r.bad {
 		if u := &r.bad[i]; u.state == trying && u.rb == nil && u.rbs == nil {
 			u.state = good
 			r.vol.opts.Stats.Repaired("mirror")
 		}
 	}
+	r.move() // what is good by now
 	r.absorb()
 	r.rebuildAll(false)
 }
