@@ -53,6 +53,8 @@ type Filesystem struct {
 	AllowMounted bool          // read devices that are mounted read-write
 	IgnoreLog    bool          // show the last commit of a filesystem that was not unmounted
 	SlowRead     time.Duration // the next copy is asked when a device has taken as long
+	Generation   uint64        // of an older state to open; 0: not asked for. Flags alone give it, as BackupRoot
+	BackupRoot   int           // 1 + the superblock's slot of an older state; 0: not asked for
 	Pos          Pos           // of the name
 }
 
@@ -104,7 +106,8 @@ func (e Export) SameAs(o Export) bool {
 func (f Filesystem) SameAs(o Filesystem) bool {
 	return f.Name == o.Name && sameDevices(f.Devices, o.Devices) && f.Degraded == o.Degraded &&
 		f.DirectIO == o.DirectIO && f.Workers == o.Workers && f.Cache == o.Cache &&
-		f.IOEngine == o.IOEngine && f.AllowMounted == o.AllowMounted && f.IgnoreLog == o.IgnoreLog && f.SlowRead == o.SlowRead
+		f.IOEngine == o.IOEngine && f.AllowMounted == o.AllowMounted && f.IgnoreLog == o.IgnoreLog && f.SlowRead == o.SlowRead &&
+		f.Generation == o.Generation && f.BackupRoot == o.BackupRoot
 }
 
 // sameDevices compares two sets; check.go has refused doubled paths in either.

@@ -18,6 +18,8 @@ type Flags struct {
 	AllowMounted bool          // --allow-mounted
 	IgnoreLog    bool          // --ignore-log
 	SlowRead     time.Duration // --slow-read; 0: not given
+	Generation   uint64        // --generation; 0: not given
+	BackupRoot   int           // 1 + --backup-root; 0: not given
 }
 
 // FromFlags makes the Config of one filesystem whose Name is empty: the caller, having opened it, takes its
@@ -30,6 +32,7 @@ func FromFlags(f Flags) (*Config, error) {
 	if f.SlowRead != 0 {
 		fs.SlowRead = f.SlowRead
 	}
+	fs.Generation, fs.BackupRoot = f.Generation, f.BackupRoot
 	for _, d := range f.Devices {
 		pos := Pos{Flag: "-d " + d}
 		if err := checkFile(d); err != nil {

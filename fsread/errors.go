@@ -22,8 +22,9 @@ var (
 	ErrLinkLoop = errors.New("too many symbolic links")
 	// ErrClosed: the FS was closed.
 	ErrClosed = errors.New("filesystem is closed")
-	// ErrUnverifiable: bytes without a checksum on a filesystem that changes while it is read.
-	ErrUnverifiable = errors.New("no checksum, and the mounted filesystem may overwrite it")
+	// ErrUnverifiable: bytes without a checksum on a filesystem that changes while it is read, or of a state
+	// that is not its last: the blocks may hold something newer.
+	ErrUnverifiable = errors.New("no checksum, and the blocks may have been overwritten since")
 )
 
 // PathError is a path that could not be resolved.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,6 +26,7 @@ type Options struct {
 	// SlowRead is how long a device may take until the next copy or the parity is asked as well; 0 means a second,
 	// and less waits for every device as long as it takes.
 	SlowRead time.Duration
+	Root     RootChoice // which state to open; zero: the last commit
 	// CacheBytes bounds the caches of tree blocks and of inflated extents together; 0 means 64 MiB, and at
 	// least 4 MiB is taken.
 	CacheBytes int64
@@ -47,7 +47,9 @@ const (
 // FS is one filesystem at one committed generation.
 type FS struct {
 	vol     *volume.Volume
-	super   *ondisk.Superblock
+	set     *volume.Set
+	super   *ondisk.Superblock // with the roots that were opened; set.Super has the last commit's
+	refuse  error              // why bytes without a checksum are not served; nil: they are
 	reader  *btree.Reader
 	roots   btree.Tree // the tree of tree roots
 	csums   btree.Tree
@@ -103,12 +105,20 @@ func (fs *FS) open(ctx context.Context, devs []volume.Device) error {
 		}
 		return err
 	}
-	fs.super, fs.copied = set.Super, set.Copy
+	fs.set, fs.copied = set, set.Copy
 	fs.report(set)
-	if err := fs.assemble(ctx, set); err != nil {
-		return fmt.Errorf("filesystem %s: %w", nameOf(set.Super), err)
+	if fs.opts.Device != nil {
+		for _, f := range set.Devices {
+			f.Dev.Observe(fs.opts.Device(uint64(f.Super.Dev.DevID)))
+		}
 	}
-	return nil
+	states, err := choose(set, fs.opts.Root)
+	for i := range states {
+		if err = fs.assemble(ctx, set, &states[i]); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("filesystem %s: %w", nameOf(set.Super), fs.explain(ctx, set, states, err))
 }
 
 // report logs what was odd about the superblocks.
@@ -128,36 +138,35 @@ func (fs *FS) reportStale() {
 	for _, d := range fs.vol.Devices() {
 		if d.Stale {
 			fs.opts.Log.Warn("device missed writes, or was a seed and written to: its copies are asked last", "device", d.Name,
-				"devid", uint64(d.DevID), "generation", d.Generation, "newest", fs.super.Generation)
+				"devid", uint64(d.DevID), "generation", d.Generation, "newest", fs.set.Super.Generation)
 		}
 	}
 }
 
 // assemble reads the chunk tree through the chunks of the superblock, then the roots through all chunks.
-func (fs *FS) assemble(ctx context.Context, set *volume.Set) error {
-	boot, err := set.Bootstrap(fs.pool, volume.Options{Degraded: fs.opts.Degraded, Stats: fs.opts.Stats, SlowRead: fs.slowRead(), Judge: judge{fs}})
+func (fs *FS) assemble(ctx context.Context, set *volume.Set, r *rootAt) error {
+	fs.set, fs.super, fs.refuse = set, r.super.At(r.Roots), nil
+	if err := fs.super.Gate(); err != nil {
+		return err
+	}
+	vol, own, err := fs.mapChunks(ctx, set, r)
 	if err != nil {
 		return err
 	}
-	for _, f := range set.Devices {
-		if fs.opts.Device != nil {
-			f.Dev.Observe(fs.opts.Device(uint64(f.Super.Dev.DevID)))
-		}
+	if own != nil {
+		fs.opts.Log.Warn("the chunk tree of this generation can't be read, the last commit's serves", "generation", r.Generation, "err", own)
 	}
-	devices, chunks, err := fs.readChunkTree(ctx, boot)
-	if err != nil {
-		if missing := boot.Missing(); len(missing) > 0 {
-			return fmt.Errorf("%d of %d devices given, the chunk tree can't be read without %s (add -d for each): %w",
-				len(set.Devices), set.Super.NumDevices, strings.Join(missing, " and "), err)
-		}
-		return err
-	}
-	if fs.vol, err = boot.WithChunks(devices, chunks); err != nil {
-		return err
+	fs.vol = vol
+	switch {
+	case !r.same(set.Super.Roots()):
+		fs.super.LogRoot = 0 // of the last commit, or of one that was never the last
+		fs.refuse = fmt.Errorf("%w: generation %d is not the last, %d", ErrUnverifiable, r.Generation, set.Super.Generation)
+	case fs.opts.Changing:
+		fs.refuse = fmt.Errorf("%w: the filesystem is mounted read-write", ErrUnverifiable)
 	}
 	fs.reportStale()
 	fs.reader = btree.NewReader(fs.vol, fs.treeCache())
-	fs.roots = fs.reader.Tree(ondisk.TreeRoot, btree.Pointer{Logical: set.Super.Root, Generation: set.Super.Generation, Level: set.Super.RootLevel})
+	fs.roots = fs.reader.Tree(ondisk.TreeRoot, rootPointer(r.Roots))
 	if err := fs.openCsums(ctx); err != nil {
 		return err
 	}
@@ -185,8 +194,8 @@ func (fs *FS) cacheBytes() int64 {
 // does not drive out the roots.
 func (fs *FS) treeCache() int64 { return max(fs.cacheBytes()/4, minCache/2) }
 
-func (fs *FS) readChunkTree(ctx context.Context, boot *volume.Volume) (devices []ondisk.DevItem, chunks []ondisk.ChunkEntry, err error) {
-	sb := fs.super
+func readChunkTree(ctx context.Context, boot *volume.Volume) (devices []ondisk.DevItem, chunks []ondisk.ChunkEntry, err error) {
+	sb := boot.Super()
 	t := btree.NewReader(boot, minCache).Tree(ondisk.TreeChunk,
 		btree.Pointer{Logical: sb.ChunkRoot, Generation: sb.ChunkRootGeneration, Level: sb.ChunkRootLevel})
 	err = t.All(ctx, ondisk.Key{}, func(k ondisk.Key, item []byte) (bool, error) {

@@ -16,6 +16,7 @@ type Info struct {
 	Label      string // any bytes; empty for most filesystems
 	FSID       ondisk.UUID
 	Generation uint64 // the one that all reads see
+	Newest     uint64 // of the last commit: above Generation where an older state was opened
 	SuperCopy  int    // which copy of the superblock was used; 0 is the primary
 	Checksum   string // crc32c, xxhash64, ...
 	NodeSize   uint32 // bytes, as all sizes
@@ -47,7 +48,7 @@ type DeviceInfo struct {
 // Info describes the filesystem. Nothing is read: all of it was, when the filesystem was opened.
 func (fs *FS) Info() Info {
 	sb := fs.super
-	i := Info{Label: sb.Label, FSID: sb.FSID, Generation: sb.Generation, SuperCopy: fs.copied, Checksum: sb.CsumType.String(),
+	i := Info{Label: sb.Label, FSID: sb.FSID, Generation: sb.Generation, Newest: fs.set.Super.Generation, SuperCopy: fs.copied, Checksum: sb.CsumType.String(),
 		NodeSize: sb.NodeSize, SectorSize: sb.SectorSize, Features: sb.Features(), Used: sb.BytesUsed, Total: sb.TotalBytes}
 	allocated := make(map[devio.DevID]uint64)
 	fs.vol.Chunks(func(start ondisk.Logical, c *ondisk.Chunk) {

@@ -31,7 +31,7 @@ func (e *LogError) Unwrap() error { return e.Err }
 // LogInfo tells what became of the logs that a filesystem has when it was not unmounted.
 type LogInfo struct {
 	Present bool
-	// Ignored: the last commit is shown, since Options say so.
+	// Ignored: a commit is shown as it was, since Options say so.
 	Ignored    bool
 	Subvolumes []uint64         // those that have a log, by id
 	Refused    map[uint64]error // those of them that can't be opened, and why
@@ -56,10 +56,10 @@ func (fs *FS) Log() LogInfo {
 func (fs *FS) openLogs(ctx context.Context) error {
 	fs.logs = logs{overlays: make(map[uint64]*btree.Overlay)}
 	sb, l := fs.super, &fs.logs
-	if sb.LogRoot == 0 {
+	if fs.set.Super.LogRoot == 0 {
 		return nil
 	}
-	if l.info.Present = true; fs.opts.IgnoreLog || fs.opts.Changing {
+	if l.info.Present = true; fs.opts.IgnoreLog || fs.opts.Changing || sb.LogRoot == 0 { // an older state has none
 		l.info.Ignored = true
 		fs.opts.Log.Warn("log tree is ignored: what was synced after the last commit is not shown", "generation", sb.Generation)
 		return nil

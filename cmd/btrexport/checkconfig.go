@@ -78,7 +78,7 @@ func checked(c *configs.Config, s *site) *checkedJSON {
 	}
 	for _, f := range s.filesystems {
 		i, log := f.Info(), f.Log()
-		p.Filesystems = append(p.Filesystems, checkedFilesystem{Name: f.name, infoJSON: infoObject(&i, &log)})
+		p.Filesystems = append(p.Filesystems, checkedFilesystem{Name: f.name, infoJSON: infoObject(&i, &log, nil)})
 	}
 	for _, x := range s.exports {
 		p.Exports = append(p.Exports, checkedExport{Name: x.Name, Filesystem: x.fs.name, Path: x.Path, Subvolume: x.subvol,

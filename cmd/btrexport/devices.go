@@ -14,6 +14,7 @@ import (
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/devio/mountcheck"
 	"github.com/btrexport/btrexport/fsread"
+	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
 )
 
@@ -26,6 +27,9 @@ type deviceFlags struct {
 	allowMounted bool
 	ignoreLog    bool
 	slowRead     time.Duration
+	generation   uint64
+	backupRoot   uint8
+	given        func(flag string) bool // nil: no flags were read
 }
 
 func (f *deviceFlags) add(cmd *cobra.Command) {
@@ -35,6 +39,29 @@ func (f *deviceFlags) add(cmd *cobra.Command) {
 	p.BoolVar(&f.allowMounted, "allow-mounted", false, "read devices that this kernel has mounted read-write")
 	p.DurationVar(&f.slowRead, "slow-read", 0, "ask the next copy, or rebuild from parity, when a device has not answered for so long; below 0: never (default 1s)")
 	p.BoolVar(&f.ignoreLog, "ignore-log", false, "show the last commit of a filesystem that was not unmounted, not what was synced after it")
+	p.Uint64Var(&f.generation, "generation", 0, "open an older state of the filesystem, that of generation `N` (info lists them)")
+	p.Uint8Var(&f.backupRoot, "backup-root", 0, "open the state in backup slot `K` of the superblock, 0 to 3 (info lists them)")
+	f.given = p.Changed
+}
+
+// root is the state that the flags ask for.
+func (f *deviceFlags) root() (r fsread.RootChoice, err error) {
+	if f.given == nil {
+		return r, nil
+	}
+	byGeneration, bySlot := f.given("generation"), f.given("backup-root")
+	switch {
+	case byGeneration && bySlot:
+		return r, usagef("--generation and --backup-root are both given (keep one of the two)")
+	case byGeneration && f.generation == 0:
+		return r, usagef("--generation 0: the first generation is 1 (btrexport info lists them)")
+	case bySlot && f.backupRoot >= ondisk.BackupSlots:
+		return r, usagef("--backup-root %d: there are slots 0 to %d (btrexport info lists them)", f.backupRoot, ondisk.BackupSlots-1)
+	case bySlot:
+		r.Slot = int(f.backupRoot) + 1
+	}
+	r.Generation = f.generation
+	return r, nil
 }
 
 func (f *deviceFlags) addSubvol(cmd *cobra.Command) {
@@ -66,6 +93,10 @@ func (f *deviceFlags) open(ctx context.Context, log *slog.Logger, stats volume.S
 	if err != nil {
 		return nil, err
 	}
+	root, err := f.root()
+	if err != nil {
+		return nil, err
+	}
 	devs, err := openDevices(paths, devio.Options{Log: log})
 	if err != nil {
 		return nil, err
@@ -73,7 +104,7 @@ func (f *deviceFlags) open(ctx context.Context, log *slog.Logger, stats volume.S
 	changing, err := mounted(paths, f.allowMounted, "--allow-mounted", log)
 	if err == nil {
 		var fs *fsread.FS
-		fs, err = fsread.Open(ctx, devs, fsread.Options{Degraded: f.degraded, Changing: changing, IgnoreLog: f.ignoreLog, SlowRead: f.slowRead, Stats: stats, Log: log})
+		fs, err = fsread.Open(ctx, devs, fsread.Options{Degraded: f.degraded, Changing: changing, IgnoreLog: f.ignoreLog, SlowRead: f.slowRead, Root: root, Stats: stats, Log: log})
 		if err == nil {
 			return fs, nil
 		}

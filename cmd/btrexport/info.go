@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -19,7 +20,9 @@ func (a *app) infoCommand() *cobra.Command {
 		Long: "info shows what is known of a filesystem without reading its files. A device is ok, missing (not given), or " +
 			"stale (it missed writes: its copies are asked last); a seed belongs to the filesystem that this one sprouted from. " +
 			"USED is what chunks take of a device; allocated is what chunks of a kind hold, in use what of that is taken, each byte counted once, whatever its copies. " +
-			"With --degraded it says what can't be read without the devices that are missing.\n\n" + exitHelp,
+			"With --degraded it says what can't be read without the devices that are missing.\n\n" +
+			"roots are the states that superblocks know of: --generation, or --backup-root for one in a backup slot, opens one. ok means that the topmost block " +
+			"of its root tree can be read; what lies below may have been overwritten since. They are shown too, with exit status 1, where the last commit can't be opened.\n\n" + exitHelp,
 		Args: arguments(0, 0, "no argument"),
 	}
 	dev.add(cmd)
@@ -28,24 +31,28 @@ func (a *app) infoCommand() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		f, err := dev.open(cmd.Context(), a.log, nil)
 		if err != nil {
-			return err
+			return errors.Join(a.printRuined(err), err)
 		}
 		defer f.Close()
 		i, err := f.Usage(cmd.Context())
 		if err != nil {
 			a.log.Warn("what is in use can't be told", "err", err)
 		}
+		roots, err := f.Roots(cmd.Context())
+		if err != nil {
+			return err
+		}
 		log := f.Log()
 		if a.json {
-			return printJSON(a.out, infoObject(&i, &log))
+			return printJSON(a.out, infoObject(&i, &log, roots))
 		}
-		return printInfo(a.out, &i, &log, exact)
+		return printInfo(a.out, &i, &log, roots, exact)
 	}
 	return cmd
 }
 
 // printInfo is the page for people.
-func printInfo(w io.Writer, i *fsread.Info, log *fsread.LogInfo, exact bool) error {
+func printInfo(w io.Writer, i *fsread.Info, log *fsread.LogInfo, roots []fsread.RootInfo, exact bool) error {
 	label := "(no label)"
 	if i.Label != "" {
 		label = shown(i.Label)
@@ -53,6 +60,9 @@ func printInfo(w io.Writer, i *fsread.Info, log *fsread.LogInfo, exact bool) err
 	state := ""
 	if i.Degraded() {
 		state = "  DEGRADED"
+	}
+	if i.Newest != i.Generation {
+		state = fmt.Sprintf(" (the last is %d)", i.Newest) + state
 	}
 	fmt.Fprintf(w, "filesystem  %s  %s  generation %d%s\n", label, i.FSID, i.Generation, state)
 	fmt.Fprintf(w, "checksums   %s   node %s   sector %s\n", i.Checksum, size(uint64(i.NodeSize), exact), size(uint64(i.SectorSize), exact))
@@ -81,7 +91,10 @@ func printInfo(w io.Writer, i *fsread.Info, log *fsread.LogInfo, exact bool) err
 		}
 		rows = append(rows, []string{fmt.Sprintf("            %d", d.DevID), length, size(d.Allocated, exact), path, state})
 	}
-	return columns(w, rows)
+	if err := columns(w, rows); err != nil {
+		return err
+	}
+	return printRoots(w, roots)
 }
 
 // profiles lists each kind of chunk with its profiles: several after a conversion that was not finished.
@@ -166,6 +179,7 @@ type infoJSON struct {
 	Label          string        `json:"label"`
 	FSID           string        `json:"fsid"`
 	Generation     uint64        `json:"generation"`
+	Newest         uint64        `json:"newest_generation"` // of the last commit
 	SuperblockCopy int           `json:"superblock_copy"`
 	Checksum       string        `json:"checksum"`
 	NodeSize       uint32        `json:"node_size"`
@@ -174,6 +188,7 @@ type infoJSON struct {
 	Used           uint64        `json:"used"`
 	Total          uint64        `json:"total"`
 	Degraded       bool          `json:"degraded"`
+	Roots          []rootJSON    `json:"roots,omitempty"` // not of check-config
 	Log            logJSON       `json:"log"`
 	Profiles       []profileJSON `json:"profiles"`
 	Devices        []deviceJSON  `json:"devices"`
@@ -225,9 +240,10 @@ type deviceJSON struct {
 	Seed       bool   `json:"seed,omitempty"`
 }
 
-func infoObject(i *fsread.Info, log *fsread.LogInfo) infoJSON {
+func infoObject(i *fsread.Info, log *fsread.LogInfo, roots []fsread.RootInfo) infoJSON {
 	o := infoJSON{Label: i.Label, FSID: i.FSID.String(), Generation: i.Generation, SuperblockCopy: i.SuperCopy, Checksum: i.Checksum,
-		NodeSize: i.NodeSize, SectorSize: i.SectorSize, Features: append([]string{}, i.Features...), Used: i.Used, Total: i.Total, Degraded: i.Degraded(), Log: logObject(log)}
+		NodeSize: i.NodeSize, SectorSize: i.SectorSize, Features: append([]string{}, i.Features...), Used: i.Used, Total: i.Total, Degraded: i.Degraded(), Log: logObject(log),
+		Newest: i.Newest, Roots: rootObjects(roots)}
 	for _, g := range i.Groups {
 		o.Profiles = append(o.Profiles, profileJSON{Kind: g.Kind, Profile: g.Profile.String(), Chunks: g.Chunks, Bytes: g.Bytes, Used: g.Used, Unreadable: g.Unreadable})
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -63,6 +64,7 @@ func TestScripts(t *testing.T) {
 			"appears":  cmdAppears,
 			"term":     cmdTerm,
 			"hangup":   cmdHangup,
+			"ruinroot": cmdRuinRoot,
 		},
 	})
 }
@@ -201,6 +203,32 @@ func cmdScrape(ts *testscript.TestScript, _ bool, args []string) {
 	b, err := io.ReadAll(r.Body)
 	ts.Check(err)
 	ts.Check(os.WriteFile(ts.MkAbs(args[2]), bytes.TrimSpace(b), 0o644))
+}
+
+// ruinroot TREE DEVICE... overwrites every copy of the topmost block of the root or the chunk tree, as the last
+// commit has it, and sets OLDER to the generation before and SLOT to the superblock's slot that has it.
+func cmdRuinRoot(ts *testscript.TestScript, _ bool, args []string) {
+	var dev deviceFlags
+	for _, p := range args[1:] {
+		dev.devices = append(dev.devices, ts.MkAbs(p))
+	}
+	f, err := dev.open(context.Background(), slog.New(slog.DiscardHandler), nil)
+	ts.Check(err)
+	defer f.Close()
+	roots, err := f.Roots(context.Background())
+	ts.Check(err)
+	at := roots[0].Root
+	if args[0] == "chunk" {
+		at = roots[0].ChunkRoot
+	}
+	for _, r := range roots {
+		if r.Generation == roots[0].Generation-1 {
+			ts.Setenv("OLDER", strconv.FormatUint(r.Generation, 10))
+			ts.Setenv("SLOT", strconv.Itoa(r.Slot))
+		}
+	}
+	ts.Setenv("NEWEST", strconv.FormatUint(roots[0].Generation, 10))
+	ts.Check(ruinAll(f, at, int(f.Info().NodeSize)))
 }
 
 // waitFor waits for something that another goroutine does.

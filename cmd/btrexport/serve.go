@@ -20,6 +20,7 @@ import (
 
 	"github.com/btrexport/btrexport/configs"
 	"github.com/btrexport/btrexport/export"
+	"github.com/btrexport/btrexport/fsread"
 	"github.com/btrexport/btrexport/metrics"
 )
 
@@ -88,6 +89,10 @@ func (f *serveFlags) configuration() (*configs.Config, error) {
 }
 
 func (f *serveFlags) load(describes bool) (*configs.Config, error) {
+	root, err := f.root()
+	if err != nil {
+		return nil, err
+	}
 	if f.config == "" {
 		devices := f.devices
 		if len(devices) == 0 {
@@ -95,10 +100,10 @@ func (f *serveFlags) load(describes bool) (*configs.Config, error) {
 		}
 		return configs.FromFlags(configs.Flags{Devices: devices, Exports: f.exports, Listen: f.listen, Metrics: f.metrics,
 			Subvol: f.subvol, SubvolID: f.subvolID, Degraded: f.degraded, AllowMounted: f.allowMounted, IgnoreLog: f.ignoreLog,
-			SlowRead: f.slowRead})
+			SlowRead: f.slowRead, Generation: root.Generation, BackupRoot: root.Slot})
 	}
-	if describes || f.subvol != "" || f.subvolID != 0 || f.degraded || f.allowMounted || f.ignoreLog || f.slowRead != 0 {
-		return nil, usagef("-c %s describes the filesystems and exports itself (leave out -d, -e, --subvol, --subvolid, --degraded, --allow-mounted, --ignore-log and --slow-read, or leave out -c)", f.config)
+	if describes || f.subvol != "" || f.subvolID != 0 || f.degraded || f.allowMounted || f.ignoreLog || f.slowRead != 0 || root != (fsread.RootChoice{}) {
+		return nil, usagef("-c %s describes the filesystems and exports itself (leave out -d, -e, --subvol, --subvolid, --degraded, --allow-mounted, --ignore-log, --slow-read, --generation and --backup-root, or leave out -c)", f.config)
 	}
 	c, err := configs.Load(f.config)
 	if err != nil {

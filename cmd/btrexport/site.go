@@ -137,7 +137,8 @@ func (s *site) openOn(ctx context.Context, f *siteFS, c *configs.Filesystem, dev
 	}
 	stats := reg.Filesystem(f.name)
 	f.FS, err = fsread.Open(ctx, devs, fsread.Options{
-		Degraded: c.Degraded, Changing: changing, IgnoreLog: c.IgnoreLog, SlowRead: c.SlowRead, CacheBytes: c.Cache, Pool: s.pool, Stats: stats,
+		Degraded: c.Degraded, Changing: changing, IgnoreLog: c.IgnoreLog, SlowRead: c.SlowRead,
+		Root: fsread.RootChoice{Generation: c.Generation, Slot: c.BackupRoot}, CacheBytes: c.Cache, Pool: s.pool, Stats: stats,
 		Device: func(devid uint64) devio.Stats { return stats.Device(devid) },
 		Log:    log.With("fs", f.name),
 	})

@@ -42,6 +42,15 @@ func (t Tree) ID() uint64 { return t.id }
 // Root is the tree's root block.
 func (t Tree) Root() Pointer { return t.root }
 
+// ReadRoot reads and checks the tree's topmost block, and nothing below it.
+func (t Tree) ReadRoot(ctx context.Context) error {
+	want := t.r.expect
+	want.Logical, want.Generation, want.Level, want.Owner = t.root.Logical, t.root.Generation, t.root.Level, t.owner
+	want.MaxGeneration += t.newer
+	_, err := t.r.block(ctx, t.id, &want, true)
+	return err
+}
+
 // Cursor is a place in a tree: an item, or before the first. The zero value is ready for Seek. It
 // must not be used by two goroutines at a time.
 type Cursor struct {

@@ -52,6 +52,27 @@ func soundChunk(t *testing.T, at ondisk.Logical, c ondisk.Chunk, sectorSize uint
 	}
 }
 
+// soundBackups holds every usable slot against what a search relies on.
+func soundBackups(t *testing.T, s *ondisk.Superblock) {
+	t.Helper()
+	for slot := range ondisk.BackupSlots {
+		r, err := s.Backup(slot)
+		if errors.Is(err, ondisk.ErrNoBackup) {
+			continue
+		}
+		if err != nil {
+			known(t, err)
+			continue
+		}
+		if r.Generation == 0 || r.Generation > s.Generation || r.ChunkRootGeneration > r.Generation || r.RootLevel > 7 || r.ChunkRootLevel > 7 {
+			t.Fatalf("accepted slot %d: %+v of generation %d", slot, r, s.Generation)
+		}
+		if at := s.At(r); at.Roots() != r {
+			t.Fatalf("slot %d: %+v became %+v", slot, r, at.Roots())
+		}
+	}
+}
+
 // FuzzSuperblock repairs magic, checksum type, place and checksum, so that mutations reach what is behind.
 func FuzzSuperblock(f *testing.F) {
 	f.Add(ondisktest.Super(ondisktest.NewSuperblock()))
@@ -61,6 +82,8 @@ func FuzzSuperblock(f *testing.F) {
 	s.SysChunkArray = ondisktest.SysChunkArray(
 		ondisk.ChunkEntry{Logical: 1 << 20, Chunk: chunk(ondisk.BlockGroupSystem|ondisk.BlockGroupRAID1C3, 3)},
 		ondisk.ChunkEntry{Logical: 2 << 30, Chunk: chunk(ondisk.BlockGroupSystem|ondisk.BlockGroupRAID10, 4)})
+	f.Add(ondisktest.Super(s))
+	s.Backups[1] = goodBackup()
 	f.Add(ondisktest.Super(s))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		b := fit(in, ondisk.SuperblockSize)
@@ -73,6 +96,7 @@ func FuzzSuperblock(f *testing.F) {
 			known(t, err)
 			return
 		}
+		soundBackups(t, s)
 		if bits.OnesCount32(s.SectorSize) != 1 || s.NodeSize < s.SectorSize || s.NodeSize > 64<<10 {
 			t.Fatalf("accepted sectorsize %d, nodesize %d", s.SectorSize, s.NodeSize)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +20,9 @@ type Found struct {
 	// Copy is which superblock copy was taken: 0 is the primary at 64 KiB. A mirror does not know
 	// of a log that was written after the last commit.
 	Copy int
+	// Copies are all superblocks of the device that are good and of this filesystem, Super among them: a copy
+	// that missed writes knows of older roots.
+	Copies []SuperCopy
 	// Ruined lists what was wrong with copies that hold a btrfs superblock no more, or a broken one.
 	Ruined []error
 	// Seed marks a device of another filesystem that can be a seed of this one. The chunk tree tells
@@ -27,6 +31,12 @@ type Found struct {
 	// Stale marks a device that missed writes: others of its own filesystem have a newer superblock.
 	// A seed is not stale for being older than what sprouted from it.
 	Stale bool
+}
+
+// SuperCopy is one copy of a superblock; Index 0 is the primary at 64 KiB.
+type SuperCopy struct {
+	Index int
+	*ondisk.Superblock
 }
 
 // Set is the devices of one filesystem, those of its seeds among them, as far as they were given.
@@ -105,6 +115,13 @@ func scanAll(ctx context.Context, pool *devio.Pool, devs []Device, wait time.Dur
 	return found, errs
 }
 
+// At gives the same devices under another superblock of theirs, which has older roots.
+func (s *Set) At(sb *ondisk.Superblock) *Set {
+	at := *s
+	at.Super = sb
+	return &at
+}
+
 // scanDevice reads the superblock copies of one device. Among the good ones of the primary's
 // filesystem the highest generation wins, and the primary where they are equal: an fsync writes its
 // log's address to the primary alone.
@@ -126,12 +143,14 @@ func scanDevice(ctx context.Context, pool *devio.Pool, d Device) (Found, error) 
 			}
 			continue
 		}
+		f.Copies = append(f.Copies, SuperCopy{Index: i, Superblock: sb})
 		if f.Super == nil || (sb.FSID == f.Super.FSID && sb.Generation > f.Super.Generation) {
 			f.Super, f.Copy = sb, i
 		}
 	}
 	switch {
 	case f.Super != nil:
+		f.Copies = slices.DeleteFunc(f.Copies, func(c SuperCopy) bool { return c.FSID != f.Super.FSID })
 		return f, nil
 	case firstErr == nil:
 		return f, fmt.Errorf("open %s: %w: %d bytes are too few (is it the right file?)", d.Name(), ErrNoFilesystem, d.Size())
