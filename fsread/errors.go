@@ -50,6 +50,16 @@ func (e *PathError) Error() string {
 
 func (e *PathError) Unwrap() error { return e.Err }
 
+// LayoutError is a part of a file of which nobody knows what it is made of, since the tree blocks that say so
+// can't be read. Len bytes at Off, whole sectors, are unknown; what follows can be asked for.
+type LayoutError struct {
+	Inode, Off, Len uint64
+	Err             error
+}
+
+func (e *LayoutError) Error() string { return e.Err.Error() }
+func (e *LayoutError) Unwrap() error { return e.Err }
+
 // LostRange is a part of a file that no copy could serve.
 type LostRange struct {
 	Off, Len uint64 // in the file

@@ -2,6 +2,7 @@ package fsread
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
@@ -139,20 +140,40 @@ func (w *walker) emit(s Segment) Segment {
 }
 
 // Extents calls f for every part of the file from the sector of off on, without gap, to its end rounded up
-// to the sector. Inline bytes alias a cached block: they are immutable.
+// to the sector. Inline bytes alias a cached block: they are immutable. Errors: of fn, of ctx, *LayoutError.
 func (f *File) Extents(ctx context.Context, off uint64, fn func(Segment) error) error {
 	ss := uint64(f.fs.super.SectorSize)
 	var w walker
 	w.begin(f, off/ss*ss, roundUp(f.size, ss), false)
 	for {
 		s, ok, err := w.next(ctx)
-		if !ok || err != nil {
-			return err
+		if err != nil {
+			return w.layoutError(ctx, err)
+		}
+		if !ok {
+			return nil
 		}
 		if err := fn(s); err != nil {
 			return err
 		}
 	}
+}
+
+// layoutError says how far the error reaches: to where another tree block goes on with the file's extents.
+func (w *walker) layoutError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	e := &LayoutError{Inode: w.f.ino, Off: w.pos, Len: w.end - w.pos, Err: err}
+	var b *btree.BlockError
+	if !errors.As(err, &b) || !b.HasNext || b.Next.ObjectID != w.f.ino || b.Next.Type != ondisk.TypeExtentData {
+		return e
+	}
+	ss := uint64(w.f.fs.super.SectorSize)
+	if b.Next.Offset > w.pos && b.Next.Offset <= w.end-ss { // the end is a multiple of the sector
+		e.Len = roundUp(b.Next.Offset, ss) - w.pos
+	}
+	return e
 }
 
 func roundUp(n, unit uint64) uint64 { return (n + unit - 1) / unit * unit }

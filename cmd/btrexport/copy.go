@@ -1,11 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync/atomic"
 
 	"github.com/btrexport/btrexport/fsread"
@@ -16,6 +16,7 @@ import (
 const (
 	copyChunk = 1 << 20
 	copyDepth = 16
+	blockSize = 4 << 10 // the least that is read again by itself; no sector is smaller
 )
 
 // sink takes a file's bytes in order; what is skipped between them is zero.
@@ -28,7 +29,7 @@ type sink interface {
 // copied is what a copy did.
 type copied struct {
 	Bytes uint64 // the file's size
-	Data  uint64 // of them read from the devices; the rest are holes
+	Data  uint64 // of them read from the devices; the rest are holes, but for what was lost
 }
 
 // copier moves one file into a sink: extents become reads of up to chunk bytes, depth of them
@@ -45,27 +46,34 @@ type copier struct {
 	upto  uint64
 	data  uint64
 	read  func(n uint64) // told of every read that was written
+	lost  *losses        // nil: what can't be read ends the copy
+	blank []byte         // of the losses' fill, to write
 }
 
 // pending is one read, and where its end is told.
 type pending struct {
 	fsread.Read
-	done chan struct{} // has room for one
+	done   chan struct{} // has room for one
+	flying bool          // submitted, and its end not taken yet
 }
 
 // ReadDone implements fsread.Completer.
 func (p *pending) ReadDone(*fsread.Read) { p.done <- struct{}{} }
 
 // copyFile copies a whole file. Every byte that reaches the sink was verified as far as the file has
-// checksums; the first that can't be read ends the copy with a *lostError. read is told of bytes as
-// they get there.
-func copyFile(ctx context.Context, f *fsread.File, to sink, read func(n uint64)) (copied, error) {
-	c := &copier{ctx: ctx, file: f, to: to, chunk: copyChunk, depth: copyDepth, read: read}
+// checksums; the first that can't be read ends the copy with a *lostError, or is added to lost, if that is not
+// nil, and replaced by its fill. read is told of bytes as they get there.
+func copyFile(ctx context.Context, f *fsread.File, to sink, lost *losses, read func(n uint64)) (copied, error) {
+	c := &copier{ctx: ctx, file: f, to: to, chunk: copyChunk, depth: copyDepth, read: read, lost: lost}
 	return c.run()
 }
 
 func (c *copier) run() (copied, error) {
-	err := c.file.Extents(c.ctx, 0, c.segment)
+	var skip func(*fsread.LayoutError) error
+	if c.lost != nil {
+		skip = c.skipLayout
+	}
+	err := eachSegment(c.ctx, c.file, c.segment, skip)
 	if err == nil {
 		err = c.startRange(true)
 	}
@@ -80,14 +88,49 @@ func (c *copier) run() (copied, error) {
 }
 
 // dataBytes counts what a copy of the file must read: holes and what was never written cost nothing.
-func dataBytes(ctx context.Context, f *fsread.File) (n uint64, err error) {
-	err = f.Extents(ctx, 0, func(s fsread.Segment) error {
+// skip is as eachSegment has it.
+func dataBytes(ctx context.Context, f *fsread.File, skip func(*fsread.LayoutError) error) (n uint64, err error) {
+	err = eachSegment(ctx, f, func(s fsread.Segment) error {
 		if s.Kind != fsread.Hole && s.Kind != fsread.Prealloc {
 			n += min(s.Off+s.Len, f.Size()) - s.Off
 		}
 		return nil
-	})
+	}, skip)
 	return n, err
+}
+
+// eachSegment calls fn for every part of the file. Where its extents can't be read, skip is called, and unless
+// that is nil or fails, fn goes on behind.
+func eachSegment(ctx context.Context, f *fsread.File, fn func(fsread.Segment) error, skip func(*fsread.LayoutError) error) error {
+	for off := uint64(0); ; {
+		err := f.Extents(ctx, off, fn)
+		var unknown *fsread.LayoutError
+		if skip == nil || !errors.As(err, &unknown) {
+			return err
+		}
+		if err := skip(unknown); err != nil {
+			return err
+		}
+		off = unknown.Off + unknown.Len
+	}
+}
+
+// skipLayout writes what came before, and the fill for a part of which nobody knows what it is made of.
+func (c *copier) skipLayout(e *fsread.LayoutError) error {
+	if !skippable(e) {
+		return e
+	}
+	if err := c.startRange(true); err != nil {
+		return err
+	}
+	for len(c.queue) > 0 {
+		if err := c.finishOldest(); err != nil {
+			return err
+		}
+	}
+	n := min(e.Off+e.Len, c.file.Size()) - e.Off
+	c.lost.add(e.Off, n, e.Error())
+	return c.writeFill(e.Off, n)
 }
 
 // segment gathers data; holes and what was never written end a range.
@@ -126,32 +169,123 @@ func (c *copier) start(off uint64, n int) {
 		p = &pending{done: make(chan struct{}, 1)}
 		p.Done = p
 	}
-	p.Off, p.Len = off, n
 	c.queue = append(c.queue, p)
+	c.submit(p, off, n)
+}
+
+func (c *copier) submit(p *pending, off uint64, n int) {
+	p.Off, p.Len, p.flying = off, n, true
 	c.file.Submit([]*fsread.Read{&p.Read})
+}
+
+// wait takes the end of a read.
+func (c *copier) wait(p *pending) error {
+	if c.ctx.Err() != nil {
+		return context.Cause(c.ctx)
+	}
+	select {
+	case <-p.done:
+		p.flying = false
+		return nil
+	case <-c.ctx.Done():
+		return context.Cause(c.ctx)
+	}
 }
 
 // finishOldest waits for the read at the head of the queue and writes it.
 func (c *copier) finishOldest() error {
-	if c.ctx.Err() != nil {
-		return context.Cause(c.ctx)
-	}
 	p := c.queue[0]
-	select {
-	case <-p.done:
-	case <-c.ctx.Done():
-		return context.Cause(c.ctx)
+	if err := c.wait(p); err != nil {
+		return err
+	}
+	err := c.finish(p)
+	if p.flying {
+		return err // a part of it; abandon waits
 	}
 	c.queue = c.queue[1:]
-	err := p.Err
-	if err == nil {
-		c.data += uint64(p.Len)
-		err = c.to.write(p.Payload(), p.Off)
-		c.read(uint64(p.Len))
-	}
 	p.Release()
 	c.free = append(c.free, p)
 	return err
+}
+
+// finish writes a read that is done.
+func (c *copier) finish(p *pending) error {
+	if p.Err != nil {
+		return c.without(p)
+	}
+	c.data += uint64(p.Len)
+	return c.write(p)
+}
+
+func (c *copier) write(p *pending) error {
+	err := c.to.write(p.Payload(), p.Off)
+	c.read(uint64(p.Len))
+	return err
+}
+
+// without goes on without what was lost of a read. One that failed as a whole, as by a tree block that tells
+// the checksums of a part, is read again in halves, down to single blocks.
+func (c *copier) without(p *pending) error {
+	var lost *fsread.LostError
+	switch {
+	case c.lost == nil || !skippable(p.Err):
+		return p.Err
+	case errors.As(p.Err, &lost):
+		return c.writeAround(p, lost)
+	case p.Len <= blockSize:
+		c.lost.add(p.Off, uint64(p.Len), p.Err.Error())
+		c.read(uint64(p.Len))
+		return c.writeFill(p.Off, uint64(p.Len))
+	}
+	off, n := p.Off, p.Len
+	half := (n/2 + blockSize - 1) / blockSize * blockSize
+	for _, part := range [2]struct {
+		off uint64
+		n   int
+	}{{off, half}, {off + uint64(half), n - half}} {
+		p.Release()
+		c.submit(p, part.off, part.n)
+		if err := c.wait(p); err != nil {
+			return err
+		}
+		if err := c.finish(p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeAround writes a read with the fill where it lost ranges.
+func (c *copier) writeAround(p *pending, lost *fsread.LostError) error {
+	c.data += uint64(p.Len)
+	for i := range lost.Ranges {
+		r := &lost.Ranges[i]
+		c.data -= r.Len
+		c.lost.add(r.Off, r.Len, causeOf(r))
+		part := p.Payload()[r.Off-p.Off:][:r.Len]
+		for j := range part {
+			part[j] = c.lost.fill
+		}
+	}
+	return c.write(p)
+}
+
+// writeFill writes the fill; zeroes are what is skipped anyhow.
+func (c *copier) writeFill(off, n uint64) error {
+	if c.lost.fill == 0 {
+		return nil
+	}
+	if c.blank == nil {
+		c.blank = bytes.Repeat([]byte{c.lost.fill}, copyChunk)
+	}
+	for n > 0 {
+		part := c.blank[:min(n, copyChunk)]
+		if err := c.to.write(part, off); err != nil {
+			return err
+		}
+		off, n = off+uint64(len(part)), n-uint64(len(part))
+	}
+	return nil
 }
 
 // abandon gives back what is still being read, when it is done; the filesystem's Close waits for that.
@@ -181,20 +315,8 @@ func (e *lostError) Error() string {
 		}
 		n += r.Len
 	}
-	why := fmt.Sprintf("%v", first.Cause.Err)
-	if first.Cause.Err == nil {
-		causes := make([]string, 0, len(first.Cause.Copies))
-		for _, c := range first.Cause.Copies {
-			column := ""
-			if c.Column != "" {
-				column = c.Column + " "
-			}
-			causes = append(causes, fmt.Sprintf("%sdevid %d (%s) @%d: %v", column, c.Dev, c.Name, c.Physical, c.Err))
-		}
-		why = "no good copy: " + strings.Join(causes, ", ")
-	}
-	return fmt.Sprintf("read %s offset %d length %d logical %d: %s (the rest of the file can be read: serve it, and reads of this part alone fail)",
-		e.Path, first.Off, n, first.Cause.Logical, why)
+	return fmt.Sprintf("read %s offset %d length %d logical %d: %s (the rest of the file can be read: cp --skip-bad writes zeroes for this part)",
+		e.Path, first.Off, n, first.Cause.Logical, causeOf(&first))
 }
 
 func (e *lostError) Unwrap() error { return e.Err }

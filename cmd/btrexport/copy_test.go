@@ -86,12 +86,12 @@ func TestCopyFile(t *testing.T) {
 				if err != nil || !m.ended || done.Bytes != uint64(e.Size) || done.Data > done.Bytes {
 					t.Errorf("%q: %+v, ended %v, error %v", e.Path, done, m.ended, err)
 				}
-				if todo, err := dataBytes(t.Context(), f); err != nil || todo != done.Data || told != todo {
+				if todo, err := dataBytes(t.Context(), f, nil); err != nil || todo != done.Data || told != todo {
 					t.Errorf("%q: %d bytes of data, error %v; read %d, told %d", e.Path, todo, err, done.Data, told)
 				}
 				sum := sha256.Sum256(m.b)
 				stream := sha256.New()
-				if _, err := copyFile(t.Context(), f, &streamSink{w: stream}, ignore); err != nil {
+				if _, err := copyFile(t.Context(), f, &streamSink{w: stream}, nil, ignore); err != nil {
 					t.Error(err)
 				}
 				for _, got := range [][]byte{sum[:], stream.Sum(nil)} {
@@ -124,7 +124,7 @@ func TestCopyFileFails(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := copyFile(ctx, f, &memory{}, ignore); !errors.Is(err, context.Canceled) {
+	if _, err := copyFile(ctx, f, &memory{}, nil, ignore); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: error %v", err)
 	}
 	pool := fs.Pool()
@@ -153,7 +153,7 @@ func TestCopyLost(t *testing.T) {
 	}); err != nil || at == 0 {
 		t.Fatalf("ruined at %d, error %v", at, err)
 	}
-	_, err = copyToStream(t.Context(), f, "/rows/rows-0", &countWriter{}, ignore)
+	_, err = copyToStream(t.Context(), f, "/rows/rows-0", &countWriter{}, nil, ignore)
 	want := fmt.Sprintf(`^read /rows/rows-0 offset %d length 8192 logical %d: no good copy: devid \d \(.*disk\d\.img\) @\d+: crc32c is [0-9a-f]{8}, want [0-9a-f]{8}, devid \d \(.*disk\d\.img\) @\d+: crc32c is .* \(the rest of the file can be read: .*\)$`, at, logical)
 	if err == nil || !regexp.MustCompile(want).MatchString(err.Error()) {
 		t.Errorf("got %v\nwant %s", err, want)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,36 +20,57 @@ import (
 
 func (a *app) cpCommand() *cobra.Command {
 	var dev deviceFlags
-	var force bool
+	var o cpOptions
+	var fill string
 	cmd := &cobra.Command{
 		Use:   "cp -d DEVICE... PATH DEST",
 		Short: "Copy a file out, every block verified",
 		Long: "cp copies a regular file out of a filesystem. It writes DEST.partial, sparse where the file is, and gives it its name " +
 			"only when every byte was read and verified. A DEST that is a directory takes the file's name; - is standard output.\n\n" +
+			"With --skip-bad a part that can't be read does not end the copy: zeroes stand there, or bytes of --fill, and the copy gets its name. What " +
+			"was lost is listed at the end, on standard error or with --json as objects of message_type lost, and the exit status is 1. " +
+			"Of a compressed extent all is lost or nothing.\n\n" +
 			"Progress goes to standard error: a bar on a terminal, else a line each 10 s (BTREXPORT_PROGRESS_INTERVAL: 30s, 1m; 0 for none), " +
 			"and a line at once on SIGUSR1. With --json, objects of message_type status, then summary, go to standard output, " +
 			"or to standard error when DEST is -.\n\n" + exitHelp,
-		Example: "  btrexport cp -d /dev/sdb -d /dev/sdc /@images/vm1.raw .",
-		Args:    arguments(2, 2, "PATH and DEST"),
+		Example: "  btrexport cp -d /dev/sdb -d /dev/sdc /@images/vm1.raw .\n" +
+			"  btrexport cp -d /dev/sdb --degraded --skip-bad /@images/vm1.raw /mnt/rescue",
+		Args: arguments(2, 2, "PATH and DEST"),
 	}
 	dev.add(cmd)
 	dev.addSubvol(cmd)
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "overwrite DEST, and a DEST.partial that was left behind")
+	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "overwrite DEST, and a DEST.partial that was left behind")
+	cmd.Flags().BoolVar(&o.skipBad, "skip-bad", false, "go on where data can't be read, with zeroes in their place")
+	cmd.Flags().StringVar(&fill, "fill", "00", "with --skip-bad: `BYTE`, two hex digits, to write in place of what can't be read")
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.cp(cmd.Context(), &dev, args[0], args[1], force)
+		if cmd.Flags().Changed("fill") && !o.skipBad {
+			return usagef("--fill is for --skip-bad (add it, or leave out --fill)")
+		}
+		b, err := strconv.ParseUint(strings.TrimPrefix(fill, "0x"), 16, 8)
+		if err != nil {
+			return usagef("--fill %q is no byte (write two hex digits, 00 to ff)", fill)
+		}
+		o.fill = byte(b)
+		return a.cp(cmd.Context(), &dev, args[0], args[1], o)
 	}
 	return cmd
 }
 
-func (a *app) cp(ctx context.Context, dev *deviceFlags, from, dest string, force bool) error {
+// cpOptions are the flags of cp beside those of devices.
+type cpOptions struct {
+	force, skipBad bool
+	fill           byte
+}
+
+func (a *app) cp(ctx context.Context, dev *deviceFlags, from, dest string, o cpOptions) error {
 	toStdout := dest == "-"
 	if toStdout && isTerminal(a.out) {
 		return usagef("cp %s -: standard output is a terminal (redirect it, or name a DEST)", from)
 	}
 	if !toStdout {
 		var err error
-		if dest, err = destination(dest, from, force); err != nil {
+		if dest, err = destination(dest, from, o.force); err != nil {
 			return err
 		}
 	}
@@ -72,16 +94,21 @@ func (a *app) cp(ctx context.Context, dev *deviceFlags, from, dest string, force
 		return err
 	}
 	start := time.Now()
-	todo, err := dataBytes(ctx, file)
+	var lost *losses
+	var skip func(*fsread.LayoutError) error
+	if o.skipBad {
+		lost, skip = &losses{fill: o.fill}, func(*fsread.LayoutError) error { return nil }
+	}
+	todo, err := dataBytes(ctx, file, skip)
 	if err != nil {
 		return copyError(from, dest, err)
 	}
 	p.start(todo)
 	var done copied
 	if toStdout {
-		done, err = copyToStream(ctx, file, from, a.out, p.add)
+		done, err = copyToStream(ctx, file, from, a.out, lost, p.add)
 	} else {
-		done, err = copyToFile(ctx, file, from, dest, mode, force, p.add)
+		done, err = copyToFile(ctx, file, from, dest, mode, o.force, lost, p.add)
 	}
 	p.stop()
 	if errors.Is(err, unix.EPIPE) && toStdout {
@@ -90,8 +117,19 @@ func (a *app) cp(ctx context.Context, dev *deviceFlags, from, dest string, force
 	if err != nil {
 		return err
 	}
-	return a.summarize(&summary{MessageType: "summary", Path: from, Dest: dest, Bytes: done.Bytes, Data: done.Data, Holes: done.Bytes - done.Data,
-		Seconds: time.Since(start).Seconds(), Repaired: stats.repaired.Load(), Verified: file.Verified()})
+	s := &summary{MessageType: "summary", Path: from, Dest: dest, Bytes: done.Bytes, Data: done.Data, Holes: done.Bytes - done.Data,
+		Seconds: time.Since(start).Seconds(), Repaired: stats.repaired.Load(), Verified: file.Verified()}
+	if lost == nil {
+		return a.summarize(s, nil)
+	}
+	s.Holes, s.Lost, s.LostRanges = s.Holes-lost.bytes, &lost.bytes, &lost.ranges
+	if err := errors.Join(lost.print(from, a.objects(toStdout), a.err), a.summarize(s, lost)); err != nil || lost.ranges == 0 {
+		return err
+	}
+	if a.json {
+		return &skippedError{from, lost.sentence()}
+	}
+	return exitStatus(exitFailed) // the summary has told
 }
 
 // objects is where cp's JSON goes; nil without --json.
@@ -160,13 +198,13 @@ func bare(err error) error {
 	return err
 }
 
-func copyToStream(ctx context.Context, f *fsread.File, from string, w io.Writer, read func(uint64)) (copied, error) {
-	done, err := copyFile(ctx, f, &streamSink{w: w}, read)
+func copyToStream(ctx context.Context, f *fsread.File, from string, w io.Writer, lost *losses, read func(uint64)) (copied, error) {
+	done, err := copyFile(ctx, f, &streamSink{w: w}, lost, read)
 	return done, copyError(from, "standard output", err)
 }
 
 // copyToFile writes DEST.partial and renames it when all of it is on the disk.
-func copyToFile(ctx context.Context, f *fsread.File, from, dest string, mode os.FileMode, force bool, read func(uint64)) (done copied, err error) {
+func copyToFile(ctx context.Context, f *fsread.File, from, dest string, mode os.FileMode, force bool, lost *losses, read func(uint64)) (done copied, err error) {
 	partial := dest + ".partial"
 	if force {
 		if err := os.Remove(partial); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -187,7 +225,7 @@ func copyToFile(ctx context.Context, f *fsread.File, from, dest string, mode os.
 			_ = os.Remove(partial)
 		}
 	}()
-	done, err = copyFile(ctx, f, &fileSink{out}, read)
+	done, err = copyFile(ctx, f, &fileSink{out}, lost, read)
 	if cerr := out.Close(); err == nil && cerr != nil {
 		err = &writeError{cerr}
 	}
@@ -275,11 +313,13 @@ type summary struct {
 	Seconds     float64 `json:"seconds"`
 	Repaired    int64   `json:"repaired_blocks"` // bad in one copy, good in another
 	Verified    bool    `json:"verified"`        // false: the file has no checksums
+	Lost        *uint64 `json:"lost_bytes,omitempty"`
+	LostRanges  *int    `json:"lost_ranges,omitempty"` // both of --skip-bad alone
 }
 
 // summarize prints the last line: to standard error, which JSON leaves to errors unless the file itself
 // goes to standard output.
-func (a *app) summarize(s *summary) error {
+func (a *app) summarize(s *summary, lost *losses) error {
 	if w := a.objects(s.Dest == "-"); w != nil {
 		return printJSON(w, s)
 	}
@@ -289,6 +329,9 @@ func (a *app) summarize(s *summary) error {
 	}
 	if !s.Verified {
 		line += ", not verified: the file has no checksums"
+	}
+	if lost != nil && lost.ranges > 0 {
+		line += ", " + lost.sentence()
 	}
 	_, err := fmt.Fprintln(a.err, line)
 	return err

@@ -66,7 +66,7 @@ func classify(err error) (code int, kind string) {
 		return exitFailed, "connect"
 	case errors.As(err, &lost) && is(ondisk.ErrChecksum):
 		return exitFailed, "checksum"
-	case errors.As(err, &lost):
+	case errors.As(err, &lost), errors.As(err, new(*skippedError)):
 		return exitFailed, "lost"
 	case is(ondisk.ErrUnsupported):
 		return exitFailed, "unsupported"

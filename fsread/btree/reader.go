@@ -62,7 +62,14 @@ func NewReader(vol *volume.Volume, cacheBytes int64) *Reader {
 type BlockError struct {
 	Tree    uint64
 	Logical ondisk.Logical
+	// Next is where the tree goes on: items whose key is at least Next lie in other blocks. HasNext: there are such.
+	Next    ondisk.Key
+	HasNext bool
 	Err     error
+}
+
+func blockError(tree uint64, want *ondisk.Expect, err error) error {
+	return &BlockError{Tree: tree, Logical: want.Logical, Next: want.Limit, HasNext: want.HasLimit, Err: err}
 }
 
 func (e *BlockError) Error() string {
@@ -97,11 +104,11 @@ func (r *Reader) block(ctx context.Context, tree uint64, want *ondisk.Expect, wa
 		}
 		var err error
 		if b, err = r.load(ctx, k, want); err != nil {
-			return nil, &BlockError{Tree: tree, Logical: want.Logical, Err: err}
+			return nil, blockError(tree, want, err)
 		}
 	}
 	if err := placed(b, want); err != nil {
-		return nil, &BlockError{Tree: tree, Logical: want.Logical, Err: err}
+		return nil, blockError(tree, want, err)
 	}
 	return b, nil
 }
