@@ -58,7 +58,8 @@ func (c *Config) checkFilesystems(errs *errorList) {
 		}
 		for _, dev := range f.Devices {
 			key := path.Clean(dev.Path)
-			if first, doubled := devices[key]; doubled {
+			// By flags, which a script may have put together, a device may be given twice: who opens it finds out.
+			if first, doubled := devices[key]; doubled && dev.Pos.Flag == "" {
 				errs.add(dev.Pos, "device %s is already given %s (name it once)", printable(dev.Path), first.earlier())
 				continue
 			}

@@ -110,17 +110,18 @@ func (f Filesystem) SameAs(o Filesystem) bool {
 		f.Generation == o.Generation && f.BackupRoot == o.BackupRoot
 }
 
-// sameDevices compares two sets; check.go has refused doubled paths in either.
+// sameDevices compares two lists without regard to their order.
 func sameDevices(a, b []Device) bool {
 	if len(a) != len(b) {
 		return false
 	}
-	in := make(map[string]bool, len(a))
-	for _, d := range a {
-		in[d.Path] = true
+	more := make(map[string]int, len(a)) // in a than in b
+	for i := range a {
+		more[a[i].Path]++
+		more[b[i].Path]--
 	}
-	for _, d := range b {
-		if !in[d.Path] {
+	for _, n := range more {
+		if n != 0 {
 			return false
 		}
 	}

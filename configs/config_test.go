@@ -247,7 +247,9 @@ func TestSameAs(t *testing.T) {
 		"direct_io": func(f *Filesystem) { f.DirectIO = true }, "workers": func(f *Filesystem) { f.Workers++ },
 		"cache": func(f *Filesystem) { f.Cache++ }, "engine": func(f *Filesystem) { f.IOEngine = "pread" },
 		"mounted": func(f *Filesystem) { f.AllowMounted = true }, "log": func(f *Filesystem) { f.IgnoreLog = true },
-		"patience": func(f *Filesystem) { f.SlowRead++ },
+		"patience":   func(f *Filesystem) { f.SlowRead++ },
+		"generation": func(f *Filesystem) { f.Generation = 9 }, "backup root": func(f *Filesystem) { f.BackupRoot = 1 },
+		"one device twice": func(f *Filesystem) { f.Devices = []Device{{Path: "/a"}, {Path: "/a"}} },
 	} {
 		o := f
 		if change(&o); f.SameAs(o) {

@@ -10,7 +10,7 @@ import (
 
 func TestFromFlags(t *testing.T) {
 	got, err := FromFlags(Flags{
-		Devices: []string{"disk0.img", "/dev/sdb"}, Exports: []string{"vm1=/a=b", "vm2=/c"},
+		Devices: []string{"disk0.img", "/dev/sdb", "disk0.img"}, Generation: 12, BackupRoot: 1, Exports: []string{"vm1=/a=b", "vm2=/c"},
 		Listen: []string{"unix:///run/x.sock"}, Metrics: "127.0.0.1:9810", Subvol: "@s", Degraded: true, AllowMounted: true, IgnoreLog: true,
 		SlowRead: 3 * time.Second,
 	})
@@ -25,8 +25,8 @@ func TestFromFlags(t *testing.T) {
 		Listen:  []Listen{{Network: "unix", Address: "/run/x.sock", Pos: at("-l unix:///run/x.sock")}},
 		Metrics: &Listen{Network: "tcp", Address: "127.0.0.1:9810", Pos: at("--metrics 127.0.0.1:9810")},
 		Filesystems: []Filesystem{{
-			Devices:  []Device{{Path: "disk0.img", Pos: at("-d disk0.img")}, {Path: "/dev/sdb", Pos: at("-d /dev/sdb")}},
-			Degraded: true, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", AllowMounted: true, IgnoreLog: true,
+			Devices:    []Device{{Path: "disk0.img", Pos: at("-d disk0.img")}, {Path: "/dev/sdb", Pos: at("-d /dev/sdb")}, {Path: "disk0.img", Pos: at("-d disk0.img")}},
+			Generation: 12, BackupRoot: 1, Degraded: true, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", AllowMounted: true, IgnoreLog: true,
 			SlowRead: 3 * time.Second,
 		}},
 		Exports: []Export{export("-e vm1=/a=b", "vm1", "/a=b"), export("-e vm2=/c", "vm2", "/c")},
@@ -64,7 +64,6 @@ func TestFromFlagsRefused(t *testing.T) {
 		{"empty name", Flags{Devices: d, Exports: []string{"=/b"}}, "-e =/b: the name is empty (write a name)"},
 		{"broken UTF-8", Flags{Devices: d, Exports: []string{"\xff=/b"}}, `"-e \xff=/b": ` + "\"\\xff\" is not UTF-8 (write it in UTF-8)"},
 		{"doubled name", Flags{Devices: d, Exports: []string{"a=/b", "a=/c"}}, `-e a=/c: export "a" is already defined by -e a=/b (give it another name)`},
-		{"doubled device", Flags{Devices: []string{"./d", "d"}, Exports: e}, "-d d: device d is already given by -d ./d (name it once)"},
 		{"empty device", Flags{Devices: []string{""}, Exports: e}, "-d : the path is empty (write one)"},
 		{"bad address", Flags{Devices: d, Exports: e, Listen: []string{"x"}}, `-l x: "x" is no address (write unix:///path/to.sock or tcp://host:port)`},
 		{"bad metrics", Flags{Devices: d, Exports: e, Metrics: "x"}, `--metrics x: "x": the port is missing (write x:PORT)`},

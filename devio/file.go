@@ -17,6 +17,7 @@ const maxIovecs = 1024
 type file struct {
 	name  string       // immutable
 	fd    int          // immutable
+	id    identity     // immutable
 	size  uint64       // immutable; bytes, at open
 	align int          // immutable: kept when O_DIRECT is dropped later, as callers have asked for it
 	log   *slog.Logger // immutable
@@ -26,6 +27,20 @@ type file struct {
 
 	// preadv reads from fd at off into iov: a seam for tests.
 	preadv func(fd int, iov []unix.Iovec, off int64) (int, error)
+}
+
+// identity tells devices and files apart, whatever they are called: a block device by its number, as several
+// nodes may stand for one, a file by its inode.
+type identity struct {
+	block    bool
+	dev, ino uint64
+}
+
+func identityOf(st *unix.Stat_t) identity {
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return identity{block: true, dev: st.Rdev}
+	}
+	return identity{dev: st.Dev, ino: st.Ino}
 }
 
 // iovecs is the scratch space of one reader, reused from read to read.

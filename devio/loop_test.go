@@ -7,7 +7,10 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // attachLoop makes a block device of the file path, for the time of the test.
@@ -60,6 +63,26 @@ func TestLoopDevice(t *testing.T) {
 					t.Errorf("warned: %s", &warnings)
 				}
 			})
+		}
+	}
+}
+
+// TestSameLoopDevice knows a block device by its number under any node, and not for the file that backs it.
+func TestSameLoopDevice(t *testing.T) {
+	path, _ := writeFile(t, 1<<20)
+	dev, second := attachLoop(t, path, 512), attachLoop(t, path, 512)
+	st, err := os.Stat(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := path + ".node"
+	if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(st.Sys().(*syscall.Stat_t).Rdev)); err != nil {
+		t.Skipf("mknod: %v", err)
+	}
+	q := open(t, dev, Options{})
+	for p, want := range map[string]bool{dev: true, node: true, second: false, path: false} {
+		if got := q.Same(open(t, p, Options{})); got != want {
+			t.Errorf("%s: the same %v, want %v", p, got, want)
 		}
 	}
 }

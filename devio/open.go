@@ -108,7 +108,8 @@ func (f *file) identify() error {
 	if err := f.clearFlags(unix.O_NONBLOCK); err != nil {
 		return err
 	}
-	block := st.Mode&unix.S_IFMT == unix.S_IFBLK
+	f.id = identityOf(&st)
+	block := f.id.block
 	f.size = uint64(max(st.Size, 0))
 	if block {
 		size, err := unix.IoctlGetInt(f.fd, unix.BLKGETSIZE64)

@@ -229,3 +229,19 @@ func TestOpenWhereDirectIsRefused(t *testing.T) {
 		t.Errorf("%d warnings, want 1:\n%s", got, &out)
 	}
 }
+
+// TestSame knows a file by its inode, whatever it is called, and no copy of it.
+func TestSame(t *testing.T) {
+	path, data := writeFile(t, 8192)
+	dir := filepath.Dir(path)
+	soft, hard, other := filepath.Join(dir, "soft"), filepath.Join(dir, "hard"), filepath.Join(dir, "other")
+	if err := errors.Join(os.Symlink(path, soft), os.Link(path, hard), os.WriteFile(other, data, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	q := open(t, path, Options{})
+	for p, want := range map[string]bool{path: true, soft: true, hard: true, other: false} {
+		if o := open(t, p, Options{}); q.Same(o) != want || o.Same(q) != want {
+			t.Errorf("%s: the same %v, want %v", p, !want, want)
+		}
+	}
+}

@@ -129,6 +129,10 @@ func (q *Queue) Depth() int { return int(q.depth.Load()) }
 // Name is the path that was opened, as the user wrote it.
 func (q *Queue) Name() string { return q.file.name }
 
+// Same reports whether both read one device or one file, under whatever names: a symbolic link, a hard link,
+// a second device node. A copy is not the same.
+func (q *Queue) Same(o *Queue) bool { return q.file.id == o.file.id }
+
 // Direct reports whether reads bypass the page cache. It can turn false at a read.
 func (q *Queue) Direct() bool { return q.file.direct.Load() }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -97,11 +98,11 @@ func (f *deviceFlags) open(ctx context.Context, log *slog.Logger, stats volume.S
 	if err != nil {
 		return nil, err
 	}
-	devs, err := openDevices(paths, devio.Options{Log: log})
+	devs, err := openDevices(paths, devio.Options{Log: log}, log)
 	if err != nil {
 		return nil, err
 	}
-	changing, err := mounted(paths, f.allowMounted, "--allow-mounted", log)
+	changing, err := mounted(devs, f.allowMounted, "--allow-mounted", log)
 	if err == nil {
 		var fs *fsread.FS
 		fs, err = fsread.Open(ctx, devs, fsread.Options{Degraded: f.degraded, Changing: changing, IgnoreLog: f.ignoreLog, SlowRead: f.slowRead, Root: root, Stats: stats, Log: log})
@@ -114,16 +115,39 @@ func (f *deviceFlags) open(ctx context.Context, log *slog.Logger, stats volume.S
 }
 
 // openDevices opens every device; errors are told for all of them.
-func openDevices(paths []string, o devio.Options) ([]volume.Device, error) {
-	var devs []volume.Device
+func openDevices(paths []string, o devio.Options, log *slog.Logger) ([]volume.Device, error) {
+	var set deviceSet
 	var errs []error
 	for _, p := range paths {
-		d, err := devio.Open(p, o)
-		if err != nil {
+		if err := set.open(p, o, log); err != nil {
 			errs = append(errs, err)
-			continue
 		}
-		devs = append(devs, d)
+	}
+	return set.devices(errs)
+}
+
+// deviceSet is the devices of one filesystem as they are opened.
+type deviceSet []*devio.Queue
+
+// open adds a device. One that is there already, by another name perhaps, is left out with a warning.
+func (s *deviceSet) open(path string, o devio.Options, log *slog.Logger) error {
+	q, err := devio.Open(path, o)
+	if err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(*s, q.Same); i >= 0 {
+		log.Warn("device is given twice: it is taken once", "device", path, "first", (*s)[i].Name())
+		return q.Close()
+	}
+	*s = append(*s, q)
+	return nil
+}
+
+// devices gives the set; with errors it closes it and gives those.
+func (s *deviceSet) devices(errs []error) ([]volume.Device, error) {
+	devs := make([]volume.Device, len(*s))
+	for i, q := range *s {
+		devs[i] = q
 	}
 	if len(errs) > 0 {
 		closeDevices(devs)
@@ -141,8 +165,9 @@ func closeDevices(devs []volume.Device) {
 
 // mounted asks whether the kernel writes to one of the devices at this moment, and refuses that unless
 // it is allowed; allow is what allows it, in the user's terms.
-func mounted(paths []string, allowed bool, allow string, log *slog.Logger) (changing bool, err error) {
-	for _, p := range paths {
+func mounted(devs []volume.Device, allowed bool, allow string, log *slog.Logger) (changing bool, err error) {
+	for _, d := range devs {
+		p := d.Name()
 		where, rw, err := mountcheck.ReadWrite(p)
 		switch {
 		case err != nil:

@@ -87,12 +87,12 @@ func place(p configs.Pos, err error) error {
 
 func (s *site) openFS(ctx context.Context, c *configs.Filesystem, reg *metrics.Registry, log *slog.Logger) (*siteFS, error) {
 	start := time.Now()
-	devs, paths, err := openConfigured(c, log)
+	devs, err := openConfigured(c, log)
 	if err != nil {
 		return nil, err
 	}
 	f := &siteFS{name: c.Name}
-	if err := s.openOn(ctx, f, c, devs, paths, reg, log); err != nil {
+	if err := s.openOn(ctx, f, c, devs, reg, log); err != nil {
 		closeDevices(devs)
 		return nil, place(c.Pos, err)
 	}
@@ -101,30 +101,24 @@ func (s *site) openFS(ctx context.Context, c *configs.Filesystem, reg *metrics.R
 }
 
 // openConfigured opens the devices; each that fails is told with its own line.
-func openConfigured(c *configs.Filesystem, log *slog.Logger) (devs []volume.Device, paths []string, err error) {
+func openConfigured(c *configs.Filesystem, log *slog.Logger) ([]volume.Device, error) {
+	var set deviceSet
 	var errs []error
 	for _, d := range c.Devices {
-		q, err := devio.Open(d.Path, devio.Options{Workers: c.Workers, Buffered: !c.DirectIO, Log: log})
-		if err != nil {
+		if err := set.open(d.Path, devio.Options{Workers: c.Workers, Buffered: !c.DirectIO, Log: log}, log); err != nil {
 			errs = append(errs, place(d.Pos, err))
-			continue
 		}
-		devs, paths = append(devs, q), append(paths, d.Path)
 	}
-	if len(errs) > 0 {
-		closeDevices(devs)
-		return nil, nil, errors.Join(errs...)
-	}
-	return devs, paths, nil
+	return set.devices(errs)
 }
 
 // openOn assembles the filesystem, with its statistics under its name.
-func (s *site) openOn(ctx context.Context, f *siteFS, c *configs.Filesystem, devs []volume.Device, paths []string, reg *metrics.Registry, log *slog.Logger) error {
+func (s *site) openOn(ctx context.Context, f *siteFS, c *configs.Filesystem, devs []volume.Device, reg *metrics.Registry, log *slog.Logger) error {
 	allow := "allow_mounted: true"
 	if c.Pos.File == "" {
 		allow = "--allow-mounted"
 	}
-	changing, err := mounted(paths, c.AllowMounted, allow, log)
+	changing, err := mounted(devs, c.AllowMounted, allow, log)
 	if err != nil {
 		return err
 	}
