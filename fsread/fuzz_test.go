@@ -127,6 +127,7 @@ func readImage(t testing.TB, img *fsreadtest.Image, blocks map[devio.Physical][]
 			}
 			p := make([]byte, min(file.size, 128<<10))
 			n2, _ := file.ReadAt(ctx, p, 0)
+			_, _ = file.Shared(ctx)
 			left -= n2 + 1
 			_ = file.Extents(ctx, 0, func(Segment) error {
 				if left--; left < 0 {

@@ -32,7 +32,8 @@ func (a *app) lsCommand() *cobra.Command {
 		Short: "List a directory of a filesystem",
 		Long: "ls lists a directory, sorted by name. Names that hold control characters, or bytes that are no UTF-8, stand in quotes.\n" +
 			"--extents adds a column in front of the names: zlib, lzo, zstd, prealloc for what a file has of such extents, " +
-			"unverified for data without checksums, - for none of it.\n\n" + exitHelp,
+			"unverified for data without checksums, shared for an extent that another file, another place of this one, or a snapshot refers to as well " +
+			"(as filefrag -v has it), - for none of it.\n\n" + exitHelp,
 		Example: "  btrexport ls -d /dev/sdb -d /dev/sdc -l /@images",
 		Args:    arguments(0, 1, "one PATH at most"),
 	}
@@ -41,7 +42,7 @@ func (a *app) lsCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&o.recursive, "recursive", "R", false, "list subdirectories too")
 	cmd.Flags().BoolVarP(&o.long, "long", "l", false, "mode, links, owner, group, size, time and link target")
 	cmd.Flags().BoolVarP(&o.raw, "zero", "0", false, "raw names, each ended by NUL; with -R paths")
-	cmd.Flags().BoolVar(&o.extents, "extents", false, "with -l or --json: compression, preallocation, missing checksums")
+	cmd.Flags().BoolVar(&o.extents, "extents", false, "with -l or --json: compression, preallocation, missing checksums, sharing")
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		o.json = a.json
@@ -239,6 +240,13 @@ func extentHints(ctx context.Context, n *fsread.Node) ([]string, error) {
 	slices.Sort(hints)
 	if data && !f.Verified() {
 		add("unverified")
+	}
+	if err != nil {
+		return hints, err
+	}
+	shared, err := f.Shared(ctx)
+	if shared {
+		add("shared")
 	}
 	return hints, err
 }

@@ -190,6 +190,15 @@ func (c *Cursor) Item() []byte {
 	return c.blocks[0].Item(c.slots[0])
 }
 
+// Path gives the blocks that hold the item, the leaf first and the root last; none for an item of an overlay.
+// Precondition: Valid. The slice is the cursor's.
+func (c *Cursor) Path() []ondisk.Block {
+	if c.merge.on {
+		return nil
+	}
+	return c.blocks[:c.tree.root.Level+1]
+}
+
 // Find goes to the item of exactly this key; false when there is none.
 func (c *Cursor) Find(ctx context.Context, t Tree, k ondisk.Key) (bool, error) {
 	if err := c.Seek(ctx, t, k); err != nil {

@@ -142,7 +142,7 @@ func TestTypeNames(t *testing.T) {
 		1: "INODE_ITEM", 12: "INODE_REF", 13: "INODE_EXTREF", 24: "XATTR_ITEM", 36: "VERITY_DESC_ITEM",
 		37: "VERITY_MERKLE_ITEM", 48: "ORPHAN_ITEM", 60: "DIR_LOG_ITEM", 72: "DIR_LOG_INDEX", 84: "DIR_ITEM",
 		96: "DIR_INDEX", 108: "EXTENT_DATA", 128: "EXTENT_CSUM", 132: "ROOT_ITEM", 144: "ROOT_BACKREF",
-		156: "ROOT_REF", 216: "DEV_ITEM", 228: "CHUNK_ITEM", 169: "169",
+		156: "ROOT_REF", 216: "DEV_ITEM", 228: "CHUNK_ITEM", 168: "EXTENT_ITEM", 169: "METADATA_ITEM", 178: "178",
 	}
 	for typ, want := range names {
 		if got := key(0, typ, 0).String(); got != "(0 "+want+" 0)" {

@@ -109,10 +109,19 @@ const (
 	TypeRootItem     uint8 = 132
 	TypeRootBackref  uint8 = 144
 	TypeRootRef      uint8 = 156
-	TypeBlockGroup   uint8 = 192
-	TypeDevItem      uint8 = 216
-	TypeChunkItem    uint8 = 228
-	TypeRaidStripe   uint8 = 230
+
+	TypeExtentItem     uint8 = 168
+	TypeMetadataItem   uint8 = 169
+	TypeExtentOwnerRef uint8 = 172
+	TypeTreeBlockRef   uint8 = 176
+	TypeExtentDataRef  uint8 = 178
+	TypeSharedBlockRef uint8 = 182
+	TypeSharedDataRef  uint8 = 184
+
+	TypeBlockGroup uint8 = 192
+	TypeDevItem    uint8 = 216
+	TypeChunkItem  uint8 = 228
+	TypeRaidStripe uint8 = 230
 )
 
 func typeName(t uint8) string {
@@ -149,6 +158,10 @@ func typeName(t uint8) string {
 		return "ROOT_BACKREF"
 	case TypeRootRef:
 		return "ROOT_REF"
+	case TypeExtentItem:
+		return "EXTENT_ITEM"
+	case TypeMetadataItem:
+		return "METADATA_ITEM"
 	case TypeDevItem:
 		return "DEV_ITEM"
 	case TypeChunkItem:

@@ -176,3 +176,51 @@ func StripeExtent(s ondisk.StripeExtent) []byte {
 	}
 	return b
 }
+
+// The kinds of an extent in its flags (BTRFS_EXTENT_FLAG_*).
+const (
+	ExtentData      uint64 = 1
+	ExtentTreeBlock uint64 = 2
+)
+
+// ExtentItem encodes the payload of an EXTENT_ITEM or METADATA_ITEM with inline references.
+func ExtentItem(k ondisk.Key, refs, flags uint64, inline ...ondisk.ExtentRef) []byte {
+	b := le.AppendUint64(nil, refs)
+	b = le.AppendUint64(b, 7)
+	b = le.AppendUint64(b, flags)
+	if flags == ExtentTreeBlock && k.Type == ondisk.TypeExtentItem {
+		b = append(b, make([]byte, 18)...)
+	}
+	for _, r := range inline {
+		k, payload := ExtentRef(0, r)
+		b = append(b, r.Type)
+		if r.Type != ondisk.TypeExtentDataRef {
+			b = le.AppendUint64(b, k.Offset)
+		}
+		b = append(b, payload...)
+	}
+	return b
+}
+
+// ExtentRef gives the key of a back reference of the extent at an address, and its payload. Data references have
+// their inode for a hash.
+func ExtentRef(at ondisk.Logical, r ondisk.ExtentRef) (ondisk.Key, []byte) {
+	k := ondisk.Key{ObjectID: uint64(at), Type: r.Type}
+	var b []byte
+	switch r.Type {
+	case ondisk.TypeExtentDataRef:
+		k.Offset = r.Inode
+		b = le.AppendUint64(b, r.Root)
+		b = le.AppendUint64(b, r.Inode)
+		b = le.AppendUint64(b, r.Offset)
+		b = le.AppendUint32(b, uint32(r.Count))
+	case ondisk.TypeSharedDataRef:
+		k.Offset = uint64(r.Parent)
+		b = le.AppendUint32(b, uint32(r.Count))
+	case ondisk.TypeSharedBlockRef:
+		k.Offset = uint64(r.Parent)
+	default:
+		k.Offset = r.Root
+	}
+	return k, b
+}
