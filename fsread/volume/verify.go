@@ -307,7 +307,8 @@ func (a *Audit) readAgain() bool {
 	return len(a.runs) > 0
 }
 
-// judge looks at every copy of every unit, then at the rows, and has read again what no copy holds right.
+// judge looks at every copy of every unit, then, if there are checksums to rebuild by, at the rows, and has read
+// again what no copy holds right.
 func (a *Audit) judge() {
 	if a.Err != nil {
 		a.end()
@@ -325,9 +326,6 @@ func (a *Audit) judge() {
 		a.judgeWhole()
 	} else {
 		a.judgeNone()
-	}
-	for i := range a.rows {
-		a.judgeRow(&a.rows[i])
 	}
 	a.retry()
 }
@@ -486,6 +484,11 @@ func (a *Audit) absolve(u int, b []byte) {
 
 // finish makes the results.
 func (a *Audit) finish() {
+	if a.Verifier == nil { // else the rows helped to find out what is right
+		for i := range a.rows {
+			a.judgeRow(&a.rows[i])
+		}
+	}
 	a.report()
 	if a.Verifier != nil && a.Whole != nil && !slices.Contains(a.content, lostUnit) {
 		if err := a.Whole(a.assemble()); err != nil {

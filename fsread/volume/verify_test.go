@@ -461,6 +461,62 @@ func TestAuditWhole(t *testing.T) {
 	}
 }
 
+// TestAuditWholeOfRows names the one block that keeps an extent from passing, once parity has given the right one.
+func TestAuditWholeOfRows(t *testing.T) {
+	for _, s := range shapes() {
+		if s.parities() == 0 {
+			continue
+		}
+		t.Run(s.String(), func(t *testing.T) {
+			r := newRig(t, s, 4)
+			d, phys := r.c.locate(3*testUnit, 1)
+			d.dev.(*faultdev.Dev).Corrupt(faultdev.Range(phys, testUnit))
+			a := r.audit(0, 8*testUnit, false, func(a *audited) {
+				a.Whole = func(b []byte) error {
+					if !bytes.Equal(b, a.want) {
+						return errBad
+					}
+					return nil
+				}
+			})
+			r.sameSpots([]*audited{a}, map[spot]State{{d.id, phys}: Bad})
+			if !a.Findings[0].Repair || a.Findings[0].Lost {
+				t.Errorf("got %+v", a.Findings[0])
+			}
+		})
+	}
+}
+
+// TestAuditWholeOfParts has a bad block on either copy: what is good of both together passes, or is lost if that
+// is no whole.
+func TestAuditWholeOfParts(t *testing.T) {
+	for _, broken := range []bool{false, true} {
+		r := newRig(t, shape{ondisk.RAID1, 2}, 2)
+		for m, u := range []int{1, 3} {
+			d, phys := r.at(u*testUnit, Mirror(m+1))
+			d.Corrupt(faultdev.Range(phys, testUnit))
+		}
+		a := r.audit(0, 8*testUnit, true, func(a *audited) {
+			a.Whole = func(b []byte) error {
+				if !bytes.Equal(b, a.want) {
+					t.Error("what is judged as a whole is not what its units are")
+				}
+				if broken {
+					return errBad
+				}
+				return nil
+			}
+		})
+		if len(spots(t, []*audited{a})) != 2 {
+			t.Errorf("got %+v", a.Findings)
+		}
+		last := a.Findings[len(a.Findings)-1]
+		if last.Lost != broken || (broken && (last.Len != a.Len || !errors.Is(last.Err, errBad))) {
+			t.Errorf("broken %v: got %+v", broken, last)
+		}
+	}
+}
+
 // TestAuditNeighbours judges parity though blocks of the row that belong to others are bad, and says so where it
 // can't.
 func TestAuditNeighbours(t *testing.T) {
