@@ -123,12 +123,15 @@ func (c *check) row(l ondisk.Logical, b []byte) error {
 	return volume.ErrNoChecksum
 }
 
-// inflate says whether a compressed extent inflates.
+// inflate says whether a compressed extent inflates, as strictly as a read wants it.
 func (c *check) inflate(b []byte) error {
 	out := c.fs.pool.Get(c.ram)
 	defer out.Release()
 	d := c.fs.inflater.codes.Get().(*codec.Decoder)
 	defer c.fs.inflater.codes.Put(d)
+	if c.Verifier == nil {
+		return d.InflateStrict(c.kind, out.B, b, c.Unit)
+	}
 	return d.Inflate(c.kind, out.B, b, c.Unit)
 }
 

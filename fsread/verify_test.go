@@ -2,6 +2,7 @@ package fsread
 
 import (
 	"bytes"
+	"compress/zlib"
 	"context"
 	"errors"
 	"fmt"
@@ -439,6 +440,29 @@ func TestVerifyStripeTree(t *testing.T) {
 				t.Errorf("%d bytes are bad and %d lost, want %d and %d", bad, lost, item.Length, wantLost)
 			}
 		})
+	}
+}
+
+// TestVerifyZlib takes the checksum inside a zlib extent for one where there is no other, as a read does.
+func TestVerifyZlib(t *testing.T) {
+	for _, flags := range []uint64{0, ondisk.InodeNoDataSum} {
+		var frame bytes.Buffer
+		w := zlib.NewWriter(&frame)
+		if _, err := w.Write(pattern(16<<10, 3)); err != nil || w.Close() != nil {
+			t.Fatal(err)
+		}
+		frame.Bytes()[frame.Len()-1] ^= 1
+		b := newBuilder(t)
+		b.size(16<<10, flags)
+		n := roundUp(uint64(frame.Len()), 4096)
+		b.data(dataStart, append(frame.Bytes(), make([]byte, n-uint64(frame.Len()))...), flags == 0)
+		b.extent(0, ondisk.FileExtent{Type: ondisk.ExtentRegular, Compression: ondisk.CompressZlib, RAMBytes: 16 << 10, DiskBytenr: dataStart, DiskNumBytes: n, NumBytes: 16 << 10})
+		file := b.file()
+		_, err := file.ReadAt(t.Context(), make([]byte, 16<<10), 0)
+		verdict, _, verr := file.Verify(t.Context(), VerifyOptions{}, func(BadRange) {})
+		if verr != nil || (err != nil) != (verdict.Lost > 0) || (verdict.Lost > 0) != (flags != 0) {
+			t.Errorf("flags %d: read says %v, verify %+v, %v", flags, err, verdict, verr)
+		}
 	}
 }
 
