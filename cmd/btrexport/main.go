@@ -7,6 +7,18 @@
 // verify.go its words in verifytext.go.
 package main
 
-import "os"
+import (
+	"os"
+	"runtime"
+)
 
-func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+// init ties the main goroutine to the process's first thread, which so never reads a device. The kernel gives
+// a signal for the process to that thread if it can; one that a disk holds in an uninterruptible read takes
+// it and sleeps on, and neither this SIGTERM nor the next reaches another thread.
+func init() { runtime.LockOSThread() }
+
+func main() {
+	status := make(chan int)
+	go func() { status <- run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr) }()
+	os.Exit(<-status)
+}
