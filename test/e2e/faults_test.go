@@ -78,16 +78,11 @@ func (d *faulty) paths(t *testing.T, block bool) []string {
 	return list
 }
 
-// heal takes back all faults at once and at the end of the test, before what was started until then
-// has to end.
-func (d *faulty) heal(t *testing.T) {
-	heal := func() {
-		for _, f := range d.disks {
-			f.Heal()
-		}
+// heal takes back all faults. Where reads hang it is also to run before what reads has to end.
+func (d *faulty) heal() {
+	for _, f := range d.disks {
+		f.Heal()
 	}
-	heal()
-	t.Cleanup(heal)
 }
 
 // beside calls set for all of a device but its superblocks, which a program reads to know it at all.
@@ -178,14 +173,14 @@ func TestFailingDisk(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s, block device %v", c.name, block), func(t *testing.T) {
 				ctx, rng := bounded(t), chance(t)
-				d.heal(t)
+				d.heal()
 				f := d.disks[rng.IntN(len(d.disks))]
 				devices := shuffled(rng, paths)
 				if c.early {
 					c.set(f, rng)
 					d.cpAll(ctx, t, devices)
 				}
-				s := launch{command: []string{program(t, raceBinary)}}.serve(t, append(devices, exports(d.files)...)...)
+				s := launch{command: []string{program(t, raceBinary)}}.serve(t, slices.Concat(devices, exports(d.files), []string{"--slow-read", "30s"})...)
 				if !c.early {
 					c.set(f, rng)
 				}
@@ -236,7 +231,6 @@ func TestBothDisksFail(t *testing.T) {
 	needFaults(t, "gcc")
 	ctx, rng := bounded(t), chance(t)
 	d := makeFaulty(ctx, t, rng, kernelfs.Options{Devices: 2, Data: "raid1", Metadata: "raid1", Nodesize: 4096})
-	d.heal(t)
 	s := launch{command: []string{program(t, raceBinary)}}.serve(t, append(shuffled(rng, d.paths(t, false)), exports(d.files)...)...)
 	for _, c := range []struct {
 		name string
@@ -259,7 +253,7 @@ func TestBothDisksFail(t *testing.T) {
 				t.Fatalf("%s: read offset %d length %d: got %d bytes, error %v; want EIO", c.name, off, n, got, err)
 			}
 		}
-		d.heal(t)
+		d.heal()
 		if err := readRandom(client, f.want, rng.Uint64(), 100, 4, len(buf)); err != nil {
 			t.Errorf("%s, after it: %v", c.name, err)
 		}

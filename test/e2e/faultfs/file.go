@@ -223,7 +223,7 @@ func (f *File) wait(off, end int64, tid uint32) (faults, syscall.Errno) {
 		case <-f.ended:
 			return faults{}, syscall.EIO
 		case <-time.After(min(left, look)):
-			if killed(tid) {
+			if Killed(tid) {
 				return faults{}, syscall.EINTR
 			}
 		}
@@ -246,8 +246,8 @@ func touched(list []span, off, end int64) *span {
 	return nil
 }
 
-// killed says whether SIGKILL waits for a thread: it was sent, or another thread ended the process.
-func killed(tid uint32) bool {
+// Killed says whether SIGKILL waits for a thread: it was sent, or another thread ended the process.
+func Killed(tid uint32) bool {
 	status, err := os.Open(fmt.Sprintf("/proc/%d/status", tid))
 	if err != nil { // a thread of another PID namespace, or none
 		return false
