@@ -31,5 +31,6 @@
 //
 // A device that takes longer than Options.SlowRead is not waited for as long as there is another copy (late.go): the
 // request moves into another buffer, the late read keeps the old one, and what it brings still counts when all else
-// failed. Devices that keep failing are asked last, and now and then again.
+// failed. Devices that keep failing are asked last, and now and then again; but on RAID5 and RAID6 first for what has
+// no check, since nothing would tell that parity is wrong.
 package volume
