@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -104,13 +105,8 @@ func (c *copies) of(block []byte, want int) []place {
 // ruin overwrites n bytes at a place so that no checksum of them holds: the checksum of a tree block
 // covers what stands behind its first 32 bytes.
 func (c *copies) ruin(p place, n int, rng *rand.Rand) error {
-	f, err := os.OpenFile(c.images[p.device], os.O_RDWR, 0)
+	b, err := c.read(p, n)
 	if err != nil {
-		return err
-	}
-	defer f.Close()
-	b := make([]byte, n)
-	if _, err := f.ReadAt(b, p.off); err != nil {
 		return err
 	}
 	switch rng.IntN(4) {
@@ -127,10 +123,17 @@ func (c *copies) ruin(p place, n int, rng *rand.Rand) error {
 			binary.LittleEndian.PutUint64(b[i:], rng.Uint64())
 		}
 	}
-	if _, err := f.WriteAt(b, p.off); err != nil {
+	return c.write(p, b)
+}
+
+// write puts bytes in place. Who reads past the page cache, O_DIRECT or a loop device, has the kernel write them first.
+func (c *copies) write(p place, b []byte) error {
+	f, err := os.OpenFile(c.images[p.device], os.O_RDWR, 0)
+	if err != nil {
 		return err
 	}
-	return f.Sync()
+	_, err = f.WriteAt(b, p.off)
+	return errors.Join(err, f.Close())
 }
 
 // ruinSome ruins one to most copies of one in every blocks of lists, which have n bytes each, and
