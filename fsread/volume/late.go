@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -172,6 +173,29 @@ func (r *Request) move() {
 		r.Moved.Release()
 	}
 	r.Buf, r.Moved, r.home = b.B, b, b
+}
+
+// checkMoved judges a request that has moved once more as a whole: the way there is rare and has many turns, and a
+// wrong byte is worse than a lost one.
+func (r *Request) checkMoved() {
+	if r.Moved == nil || !r.vouched() {
+		return
+	}
+	var more []badUnit
+	for u := 0; u*r.Unit < len(r.Buf); u++ {
+		if i, ok := r.find1(u); ok && r.bad[i].state != good {
+			continue
+		}
+		if err := r.Verifier.VerifyUnit(u, r.Buf[u*r.Unit:(u+1)*r.Unit]); err != nil {
+			more = append(more, badUnit{unit: u, state: lost, err: fmt.Errorf("after a device was late: %w", err)})
+		}
+	}
+	if len(more) == 0 {
+		return
+	}
+	r.bad = slices.DeleteFunc(r.bad, func(b badUnit) bool { return b.state == good })
+	r.bad = append(r.bad, more...)
+	r.sortBad()
 }
 
 // absorb takes what late reads brought.

@@ -380,6 +380,7 @@ func (r *Request) finish() {
 	}
 	r.detach()
 	r.dropRebuilds()
+	r.checkMoved()
 	for i := range r.bad {
 		if b := &r.bad[i]; b.state != good {
 			off := b.unit * r.Unit
