@@ -45,6 +45,7 @@ type rebuild struct {
 	buf    *devio.Buffer
 	placed bool // its columns have been asked for
 	fresh  bool // something has come that was not looked at
+	late   bool // a column came late
 	open   bool // its columns must be judged by their own checksums before it can go on
 }
 
@@ -256,17 +257,9 @@ func (rb *rebuild) arrived(r *Request, fr *frag, err error) {
 		return
 	}
 	rb.cols[fr.col], rb.errs[fr.col] = rb.mem[fr.col], nil
-	rb.fresh = true
-	for i := range r.bad {
-		u := &r.bad[i]
-		if off := u.unit * r.Unit; u.state == good || off+r.Unit <= rb.off || rb.off+rb.n <= off {
-			continue
-		}
-		if !r.split {
-			u.state, u.rb = trying, rb
-		} else if u.rbs != nil {
-			u.state = trying
-		}
+	rb.fresh, rb.late = true, true
+	if r.split && len(r.bad) == 1 && r.bad[0].state != good && r.bad[0].rbs != nil {
+		r.bad[0].state = trying
 	}
 }
 
@@ -278,10 +271,11 @@ func (r *Request) rebuildAll(judging bool) {
 			continue
 		}
 		rb.fresh, rb.open = false, false
+		// What a late column completes may serve units that other rebuilds were tried for since.
 		for o := rb.off; o < rb.off+rb.n && !r.split; o += r.Unit {
 			i, isBad := r.find1(o / r.Unit)
 			switch {
-			case isBad && r.bad[i].state == trying && r.bad[i].rb == rb:
+			case isBad && r.bad[i].state != good && (r.bad[i].rb == rb || rb.late):
 				r.rebuildBad(&r.bad[i], rb, judging)
 			case !isBad && rb.effort == sparing:
 				if b := (badUnit{unit: o / r.Unit, rb: rb}); !r.makeUnit(&b, rb, nil) {

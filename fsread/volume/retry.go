@@ -136,15 +136,15 @@ func (r *Request) sortBad() {
 
 // proceed plans the next round and starts it; without anything to read it parks or finishes.
 func (r *Request) proceed() {
-	for r.plan(); len(r.runs) == 0; r.plan() {
+	if r.plan(); len(r.runs) == 0 {
 		if !slices.ContainsFunc(r.bad, func(u badUnit) bool { return u.state == waiting }) {
 			r.finish()
 			return
 		}
-		if r.park() {
-			return
+		if !r.park() {
+			r.advance()
 		}
-		r.settle()
+		return
 	}
 	b := r.vol.batches.Get().(*batch)
 	r.seal(b)

@@ -175,7 +175,7 @@ func TestAllDisksSlow(t *testing.T) {
 	for _, p := range []struct {
 		profile string
 		devices int
-	}{{"raid1", 2}, {"raid10", 4}, {"raid5", 3}} {
+	}{{"raid1", 2}, {"raid10", 4}, {"raid5", 3}, {"raid6", 4}} {
 		t.Run(fmt.Sprintf("%s-%d", p.profile, p.devices), func(t *testing.T) {
 			d := makeFaulty(ctx, t, rng, kernelfs.Options{Devices: p.devices, Data: p.profile, Metadata: p.profile})
 			s := d.serveSlow(t, d.paths(t, false), "100ms")
