@@ -89,7 +89,6 @@ func (q *Queue) readInline(r *Read) bool {
 	if q.closed.Load() {
 		return false
 	}
-	r.start()
 	n, err := q.file.read(r, &q.scratch)
 	q.finish(r, n, err)
 	return true

@@ -42,8 +42,8 @@ type Read struct {
 	stats     Stats        // who was told of the submission, and so is told of the completion
 }
 
-// Started says when the read went to the kernel, and whether it is there. One that is submitted and not there
-// waits for others of the same device. It may be asked from any goroutine.
+// Started says when a worker took the read to the kernel, and whether it is there. One that is submitted and not
+// there waits for others of the same device, or is done by its submitter. It may be asked from any goroutine.
 func (r *Read) Started() (time.Time, bool) {
 	at := r.started.Load()
 	return time.Unix(0, at), at != 0

@@ -54,11 +54,14 @@ type member struct {
 	seed  bool // it belongs to a seed: a filesystem that this one has sprouted from
 	stale bool // its superblock is not of the generation that it must be: it missed writes, or a seed was written to
 
-	load     atomic.Int64 // bytes planned for this device and not yet delivered
-	failures atomic.Int32 // reads in a row that failed, or were late
-	late     atomic.Int32 // reads under way that were given up
-	probe    atomic.Int64 // when a doubtful device may be asked again, Unix nanoseconds
-	lastDone atomic.Int64 // when it last delivered anything, Unix nanoseconds
+	load     atomic.Int64  // bytes planned for this device and not yet delivered
+	failures atomic.Int32  // reads in a row that failed, or were late
+	late     atomic.Int32  // reads under way that were given up
+	probe    atomic.Int64  // when a doubtful device may be asked again, Unix nanoseconds
+	ends     atomic.Uint64 // reads that it has ended, well or not
+
+	seen   uint64    // guarded by watch.mu, as seenAt; what ends was when the watch last looked
+	seenAt time.Time // when the watch last saw ends go on
 }
 
 const (
@@ -70,7 +73,7 @@ const (
 
 // delivered notes the end of a read that the device made good, or not.
 func (m *member) delivered(good bool) {
-	m.lastDone.Store(time.Now().UnixNano())
+	m.ends.Add(1)
 	switch {
 	case !good:
 		m.failed(1)

@@ -3,7 +3,6 @@ package volume
 import (
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/btrexport/btrexport/devio"
 )
@@ -113,7 +112,7 @@ func (r *Request) abandon(x *run, slow bool) {
 // lateDone is the end of a late read. It runs on whoever completed it.
 func (x *run) lateDone() {
 	x.m.late.Add(-1)
-	x.m.lastDone.Store(time.Now().UnixNano())
+	x.m.ends.Add(1)
 	x.lateMu.Lock()
 	r := x.waiter
 	if r == nil {

@@ -178,18 +178,23 @@ func TestOnlyCopyIsWaitedFor(t *testing.T) {
 	}
 }
 
-// TestQueueIsNotSlow has reads that wait behind others of a device that goes on delivering: nothing is late.
+// TestQueueIsNotSlow has reads that wait behind others: they are late if their device delivers nothing.
 func TestQueueIsNotSlow(t *testing.T) {
 	r := slowRig(t, shape{ondisk.RAID1, 2}, 1)
-	x := run{m: r.v.members[0]}
+	m := r.v.members[0]
+	x := run{m: m}
 	now := time.Now()
-	x.m.lastDone.Store(now.Add(-testSlow / 2).UnixNano())
-	if x.overdue(now, testSlow) {
+	m.seenAt = now.Add(-testSlow / 2)
+	if x.overdue(now, testSlow, r.v.watch.stuck(now)) {
 		t.Error("a read that has not started is late although its device delivers")
 	}
-	x.m.lastDone.Store(now.Add(-2 * testSlow).UnixNano())
-	if !x.overdue(now, testSlow) {
+	m.seenAt = now.Add(-2 * testSlow)
+	if !x.overdue(now, testSlow, r.v.watch.stuck(now)) {
 		t.Error("a read that has not started is not late although its device delivers nothing")
+	}
+	m.ends.Add(1)
+	if r.v.watch.look(); m.seenAt.Before(now) {
+		t.Error("the watch did not see that the device has delivered")
 	}
 }
 

@@ -138,7 +138,7 @@ func (v *Volume) finish(entries []ondisk.ChunkEntry) (*Volume, error) {
 	for i, m := range v.members {
 		m.index = i
 	}
-	v.watch.limit = v.opts.SlowRead
+	v.watch.limit, v.watch.members = v.opts.SlowRead, v.members
 	v.batches.New = func() any { return &batch{reads: make([][]*devio.Read, len(v.members))} }
 	type key struct {
 		id   devio.DevID

@@ -5,12 +5,17 @@ import (
 	"time"
 )
 
+// ticks is how often the watch looks while a slow read becomes late.
+const ticks = 8
+
 // watch knows the requests that have another copy to ask, and wakes those whose devices take too long.
 type watch struct {
-	limit time.Duration // immutable; 0: nobody is watched
+	limit   time.Duration // immutable, as members; 0: nobody is watched
+	members []*member
 
 	mu    sync.Mutex
 	first *Request // guarded by mu, as all below; linked by watched
+	tick  int      // counts looks
 	armed bool     // a timer runs
 }
 
@@ -18,15 +23,14 @@ type watch struct {
 type watched struct {
 	next, prev *Request
 	in         bool
-	since      time.Time // when its round began
+	since      int // the tick when its round began
 }
 
 // add watches r from now on, or anew for another round.
 func (w *watch) add(r *Request) {
-	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	r.watched.since = now
+	r.watched.since = w.tick
 	if !r.watched.in {
 		r.watched.in, r.watched.prev, r.watched.next = true, nil, w.first
 		if w.first != nil {
@@ -34,9 +38,14 @@ func (w *watch) add(r *Request) {
 		}
 		w.first = r
 	}
-	if !w.armed {
+	w.arm()
+}
+
+// arm sets the timer as long as anybody is watched.
+func (w *watch) arm() {
+	if !w.armed && w.first != nil {
 		w.armed = true
-		time.AfterFunc(w.limit, w.look)
+		time.AfterFunc(w.limit/ticks, w.look)
 	}
 }
 
@@ -58,31 +67,41 @@ func (w *watch) remove(r *Request) {
 	*x = watched{}
 }
 
-// look runs when the timer fires: it gives up the reads that took too long, and sets the timer for the next
-// that may. No timer runs while nobody is watched, and none keeps a volume from being forgotten for long.
+// look runs when the timer fires: it gives up the reads that took too long. No timer runs while nobody is watched.
 func (w *watch) look() {
 	now := time.Now()
 	var late []*Request
 	w.mu.Lock()
-	next := w.limit
-	for r := w.first; r != nil; r = r.watched.next {
-		left := w.limit - now.Sub(r.watched.since)
-		if left <= 0 {
-			left = w.limit / 8 // some of its reads may only have waited for others: they are looked at again
-			if r.hold() {
-				late = append(late, r)
-			}
+	w.tick++
+	for _, m := range w.members {
+		if n := m.ends.Load(); n != m.seen || m.seenAt.IsZero() {
+			m.seen, m.seenAt = n, now
 		}
-		next = min(next, max(left, w.limit/16))
 	}
-	if w.armed = w.first != nil; w.armed {
-		time.AfterFunc(next, w.look)
+	for r := w.first; r != nil; r = r.watched.next {
+		if w.tick-r.watched.since > ticks && r.hold() {
+			late = append(late, r)
+		}
 	}
+	stuck := w.stuck(now)
+	w.armed = false
+	w.arm()
 	w.mu.Unlock()
 	for _, r := range late {
-		r.giveUp(true, func(x *run) bool { return x.overdue(now, w.limit) })
+		r.giveUp(true, func(x *run) bool { return x.overdue(now, w.limit, stuck) })
 		r.release()
 	}
+}
+
+// stuck gives the devices that ended no read at all for as long as one may take.
+func (w *watch) stuck(now time.Time) map[*member]bool {
+	out := make(map[*member]bool)
+	for _, m := range w.members {
+		if now.Sub(m.seenAt) >= w.limit {
+			out[m] = true
+		}
+	}
+	return out
 }
 
 // hold keeps the round that is under way from ending until release; false when none is.
@@ -99,11 +118,10 @@ func (r *Request) hold() bool {
 }
 
 // overdue says whether the device has had the read for longer than limit; of one that waits behind others,
-// whether the device delivered nothing at all for as long.
-func (x *run) overdue(now time.Time, limit time.Duration) bool {
-	at, started := x.read.Started()
-	if started {
+// whether the device is stuck.
+func (x *run) overdue(now time.Time, limit time.Duration, stuck map[*member]bool) bool {
+	if at, started := x.read.Started(); started {
 		return now.Sub(at) >= limit
 	}
-	return now.UnixNano()-x.m.lastDone.Load() >= int64(limit)
+	return stuck[x.m]
 }
