@@ -11,6 +11,10 @@ const (
 	RequestLen     = 28  // compact request; only CmdWrite has a payload behind it
 	SimpleReplyLen = 16  // simple reply; a successful CmdRead has its data behind it
 	MaxString      = 4096
+
+	ExtendedRequestLen = 32 // request under extended headers; a payload follows only with CmdFlagPayloadLen
+	ChunkLen           = 20 // header of a structured reply's chunk
+	ExtendedChunkLen   = 32 // the same under extended headers
 )
 
 // Flags of the handshake ("Newstyle negotiation"): the server's are 16 bits, the client's 32,
@@ -30,6 +34,9 @@ const (
 	OptExtendedHeaders = uint32(11)
 )
 
+// RepMetaContext answers an option with one metadata context ("Option reply types").
+const RepMetaContext = uint32(4)
+
 // Errors that answer an option ("Option reply types").
 const (
 	RepErrPolicy   = uint32(1<<31 | 2)
@@ -39,6 +46,8 @@ const (
 	RepErrShutdown = uint32(1<<31 | 7)
 	RepErrTooBig   = uint32(1<<31 | 9)
 
+	RepErrExtHeaderReqd = uint32(1<<31 | 10)
+
 	// RepErrFlag is set in every reply type that is an error.
 	RepErrFlag = uint32(1 << 31)
 )
@@ -47,6 +56,41 @@ const (
 const (
 	FlagReadOnly  = uint16(1 << 1)
 	FlagSendFlush = uint16(1 << 2)
+	FlagSendDF    = uint16(1 << 7)
+	FlagSendCache = uint16(1 << 10)
+
+	FlagBlockStatusPayload = uint16(1 << 12)
+)
+
+// Flags of requests ("Command flags").
+const (
+	CmdFlagFUA        = uint16(1 << 0)
+	CmdFlagDF         = uint16(1 << 2)
+	CmdFlagReqOne     = uint16(1 << 3)
+	CmdFlagPayloadLen = uint16(1 << 5)
+)
+
+// ReplyFlagDone marks the last chunk of a structured reply ("Structured reply flags").
+const ReplyFlagDone = uint16(1 << 0)
+
+// Types of chunks ("Structured reply types").
+const (
+	ReplyNone           = uint16(0)
+	ReplyOffsetData     = uint16(1) // u64 offset, data
+	ReplyOffsetHole     = uint16(2) // u64 offset, u32 size
+	ReplyBlockStatus    = uint16(5) // u32 context; {u32 length, u32 status}...
+	ReplyBlockStatusExt = uint16(6) // u32 context, u32 count; {u64 length, u64 status}...
+	ReplyError          = uint16(1<<15 | 1)
+	ReplyErrorOffset    = uint16(1<<15 | 2)
+
+	// ReplyErrorFlag is set in every type that is an error.
+	ReplyErrorFlag = uint16(1 << 15)
+)
+
+// Status bits of the metadata context base:allocation ("Metadata contexts").
+const (
+	StateHole = uint32(1 << 0)
+	StateZero = uint32(1 << 1)
 )
 
 // Commands that the protocol package does not name ("Request types").

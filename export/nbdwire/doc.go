@@ -1,5 +1,5 @@
 // Package nbdwire encodes and decodes what NBD puts on a socket: the greeting, options and
-// their replies, requests and simple replies. It does no I/O, keeps no state, and never
+// their replies, requests, simple and structured replies. It does no I/O, keeps no state, and never
 // allocates by a number that a peer sent: every decoder gets the bytes that arrived, checks
 // their length first, and returns an error for anything malformed.
 //
