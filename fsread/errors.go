@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/btrexport/btrexport/fsread/btree"
 	"github.com/btrexport/btrexport/fsread/volume"
 )
 
@@ -25,6 +26,8 @@ var (
 	// ErrUnverifiable: bytes without a checksum on a filesystem that changes while it is read, or of a state
 	// that is not its last: the blocks may hold something newer.
 	ErrUnverifiable = errors.New("no checksum, and the blocks may have been overwritten since")
+	// ErrNotCached: what was asked for can't be told without reading a tree block.
+	ErrNotCached = btree.ErrNotCached
 )
 
 // PathError is a path that could not be resolved.

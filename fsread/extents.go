@@ -142,9 +142,19 @@ func (w *walker) emit(s Segment) Segment {
 // Extents calls f for every part of the file from the sector of off on, without gap, to its end rounded up
 // to the sector. Inline bytes alias a cached block: they are immutable. Errors: of fn, of ctx, *LayoutError.
 func (f *File) Extents(ctx context.Context, off uint64, fn func(Segment) error) error {
+	return f.extents(ctx, off, false, fn)
+}
+
+// CachedExtents is Extents without waiting for a disk: ErrNotCached where a tree block would have to be read,
+// perhaps after some calls of fn.
+func (f *File) CachedExtents(off uint64, fn func(Segment) error) error {
+	return f.extents(f.fs.life, off, true, fn)
+}
+
+func (f *File) extents(ctx context.Context, off uint64, noWait bool, fn func(Segment) error) error {
 	ss := uint64(f.fs.super.SectorSize)
 	var w walker
-	w.begin(f, off/ss*ss, roundUp(f.size, ss), false)
+	w.begin(f, off/ss*ss, roundUp(f.size, ss), noWait)
 	for {
 		s, ok, err := w.next(ctx)
 		if err != nil {

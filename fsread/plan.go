@@ -31,6 +31,7 @@ func (r *Read) plan(ctx context.Context, noWait bool) error {
 	r.used = 0
 	r.sums.reset()
 	r.stripes = r.stripes[:0]
+	r.zeroes = r.zeroes[:0]
 	r.walk.begin(r.file, r.window, r.window+uint64(len(r.buf.B)), noWait)
 	r.sumCur.NoWait, r.stripeCur.NoWait = noWait, noWait
 	for {
@@ -43,6 +44,7 @@ func (r *Read) plan(ctx context.Context, noWait bool) error {
 		switch s.Kind {
 		case Hole, Prealloc:
 			clear(b)
+			r.addZeroes(s.Off, s.Len)
 		case Inline:
 			n := copy(b, s.Inline)
 			clear(b[n:])

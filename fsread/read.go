@@ -40,10 +40,15 @@ type Read struct {
 	stripes   []ondisk.StripeExtent // that the pieces' requests are mapped by
 	stripeCur btree.Cursor
 
+	zeroes []Span // of the range, that nothing is stored for
+
 	pending atomic.Int32 // pieces under way, and one for whoever submits
 	mu      sync.Mutex
 	lost    []LostRange // guarded by mu while pieces are under way
 }
+
+// Span is Len bytes at Off of a file.
+type Span struct{ Off, Len uint64 }
 
 // piece is a part of one extent. Of a plain one it is the request for just that part, and verifies its own
 // sectors; of a compressed one it waits for the flight of the whole extent.
@@ -70,11 +75,34 @@ func (r *Read) Payload() []byte {
 	return r.buf.B[in : in+r.Len]
 }
 
+// Zeroes are the parts of the range that read as zeroes because nothing is stored there: holes and what is
+// preallocated. By offset; no two touch. Lent until Release, like the payload.
+func (r *Read) Zeroes() []Span { return r.zeroes }
+
+// addZeroes notes a part of the window that nothing is stored for, as far as it was asked for.
+func (r *Read) addZeroes(off, n uint64) {
+	from, to := max(off, r.Off), min(off+n, r.Off+uint64(r.Len))
+	if from >= to {
+		return
+	}
+	if last := len(r.zeroes) - 1; last >= 0 && r.zeroes[last].Off+r.zeroes[last].Len == from {
+		r.zeroes[last].Len += to - from
+		return
+	}
+	r.zeroes = append(r.zeroes, Span{Off: from, Len: to - from})
+}
+
+// maxKept bounds the list of zeroes that a Read keeps for its next use.
+const maxKept = 64
+
 // Release gives the payload back. It must be called once for each Read that was done, failed or not.
 func (r *Read) Release() {
 	if r.buf != nil {
 		r.buf.Release()
 		r.buf = nil
+	}
+	if cap(r.zeroes) > maxKept {
+		r.zeroes = nil
 	}
 	r.file = nil
 }

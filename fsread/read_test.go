@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -51,6 +52,34 @@ func TestRandomRanges(t *testing.T) {
 	}
 }
 
+// zeroesByWalk finds a read's zeroes by the extents of the file, without and then with waiting.
+func zeroesByWalk(file *File, r *Read) ([]Span, error) {
+	var list []Span
+	end := r.Off + uint64(r.Len)
+	walk := func(s Segment) error {
+		from, to := max(s.Off, r.Off), min(s.Off+s.Len, end)
+		switch {
+		case s.Off >= end:
+			return io.EOF
+		case s.Kind != Hole && s.Kind != Prealloc || from >= to:
+		case len(list) > 0 && list[len(list)-1].Off+list[len(list)-1].Len == from:
+			list[len(list)-1].Len += to - from
+		default:
+			list = append(list, Span{from, to - from})
+		}
+		return nil
+	}
+	err := file.CachedExtents(r.Off, walk)
+	if errors.Is(err, ErrNotCached) {
+		list = nil
+		err = file.Extents(context.Background(), r.Off, walk)
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return list, err
+}
+
 // randomBatches submits batches of random reads and compares what they bring.
 func randomBatches(rng *rand.Rand, path string, file *File, want []byte, batches int) error {
 	for range batches {
@@ -73,6 +102,9 @@ func randomBatches(rng *rand.Rand, path string, file *File, want []byte, batches
 			}
 			if err := mustEqual(path, r.Payload(), want[r.Off:r.Off+uint64(r.Len)], r.Off, nil); err != nil {
 				return err
+			}
+			if want, err := zeroesByWalk(file, r); err != nil || !slices.Equal(r.Zeroes(), want) {
+				return fmt.Errorf("%s offset %d length %d: zeroes %v, want %v (%v)", path, r.Off, r.Len, r.Zeroes(), want, err)
 			}
 			r.Release()
 		}
@@ -270,5 +302,29 @@ func BenchmarkRead(b *testing.B) {
 				r.Release()
 			}
 		})
+	}
+}
+
+// TestCachedExtents gives what Extents gives once the tree blocks were read, and reads nothing.
+func TestCachedExtents(t *testing.T) {
+	r := newRig(t, fsreadtest.Load(t, "raid1-2"))
+	f := mustOpen(t, r, Options{})
+	found := false
+	if err := eachFile(f, func(path string, file *File) error {
+		if file.Size() < 1<<20 || found {
+			return nil
+		}
+		found = true
+		count := func(n *int) func(Segment) error { return func(Segment) error { *n++; return nil } }
+		var waited, cached int
+		if err := file.Extents(t.Context(), 0, count(&waited)); err != nil {
+			return err
+		}
+		if err := file.CachedExtents(0, count(&cached)); err != nil || cached != waited || cached == 0 {
+			return fmt.Errorf("%s: %d extents cached (%v), want %d", path, cached, err, waited)
+		}
+		return nil
+	}); err != nil || !found {
+		t.Error(found, err)
 	}
 }
