@@ -126,7 +126,7 @@ func (s *Server) serve(c *client) {
 		n.end(err)
 		return
 	}
-	s.transmit(c, newTransmission(s, c.conn, e, c.name, n.early()))
+	s.transmit(c, newTransmission(s, c.conn, e, n.agreed, c.name, n.early()))
 }
 
 // end closes a handshake that chose no export.

@@ -9,8 +9,8 @@ import (
 	"github.com/btrexport/btrexport/export/nbdwire"
 )
 
-// session is a connection past its handshake, for loops that must not allocate.
-func session(tb testing.TB, f File) (io.ReadWriter, func()) {
+// session is a connection past its handshake, in which options without data were asked for, for loops that must not allocate.
+func session(tb testing.TB, f File, options ...uint32) (io.ReadWriter, func()) {
 	tb.Helper()
 	server, err := NewServer(Options{Exports: []Export{{Name: "d", File: f}}})
 	if err != nil {
@@ -18,11 +18,15 @@ func session(tb testing.TB, f File) (io.ReadWriter, func()) {
 	}
 	near, far := socketPair(tb)
 	go func() { _ = server.ServeConn(far, nil) }()
-	b := nbdwire.AppendOption(nbdwire.AppendClientFlags(nil, 3), 1, []byte("d"))
+	b := nbdwire.AppendClientFlags(nil, 3)
+	for _, id := range options {
+		b = nbdwire.AppendOption(b, id, nil)
+	}
+	b = nbdwire.AppendOption(b, 1, []byte("d"))
 	if _, err := near.Write(b); err != nil {
 		tb.Fatal(err)
 	}
-	if _, err := io.ReadFull(near, make([]byte, nbdwire.GreetingLen+10)); err != nil {
+	if _, err := io.ReadFull(near, make([]byte, nbdwire.GreetingLen+len(options)*nbdwire.OptionReplyLen+10)); err != nil {
 		tb.Fatal(err)
 	}
 	return near, func() { _ = near.Close(); _ = server.Shutdown(context.Background()) }
@@ -30,8 +34,9 @@ func session(tb testing.TB, f File) (io.ReadWriter, func()) {
 
 // memory is a File without any bookkeeping. lag completes each batch from another goroutine.
 type memory struct {
-	data []byte
-	lag  chan *Read
+	data   []byte
+	zeroes []Span // of every read
+	lag    chan *Read
 }
 
 func (m *memory) Size() uint64 { return uint64(len(m.data)) }
@@ -39,6 +44,7 @@ func (m *memory) Size() uint64 { return uint64(len(m.data)) }
 func (m *memory) Submit(batch []*Read) {
 	for _, r := range batch {
 		r.Payload = m.data[r.Offset : r.Offset+uint64(r.Length)]
+		r.Zeroes = m.zeroes
 		if m.lag != nil {
 			m.lag <- r
 		} else {

@@ -1,4 +1,5 @@
-// Package export serves files over NBD: fixed newstyle handshake, read-only, simple replies.
+// Package export serves files over NBD: fixed newstyle handshake, read-only, simple and
+// structured replies.
 //
 // The way of a read. The connection's reader goroutine takes every request that its 64 KiB
 // buffer holds, checks each, charges its bytes to the budget, and submits the batch to the
@@ -10,11 +11,11 @@
 //
 //	negotiation.go   options: what a client may ask before it reads; no data is read here
 //	transmission.go  requests: decode, check, charge, submit
-//	sender.go        replies: gather, writev, give back
+//	reply.go         replies: one header, or chunks of data, holes and errors
+//	sender.go        the same: gather, writev, give back
 //	budget.go        bytes in flight, for the whole server and per connection
 //	server.go        listeners, admission, Shutdown
 //
 // The package sees a file through the interface File and knows nothing of filesystems.
-// Not done yet: TLS, structured replies, block status, extended headers. They are options
-// unknown to negotiation.go and further kinds of reply in sender.go.
+// Not done yet: TLS, block status, extended headers.
 package export

@@ -14,6 +14,7 @@ var (
 	errReadOnly     = errors.New("export is read-only")
 	errFlags        = errors.New("flags that the command does not have here")
 	errLength       = errors.New("length is 0 or above the maximum")
+	errTooLong      = errors.New("read is longer than the maximum block size")
 	errRange        = errors.New("range ends behind the export")
 	errCommand      = errors.New("unknown command")
 	errFlushRange   = errors.New("flush with an offset or a length")
@@ -34,6 +35,8 @@ func errno(err error) uint32 {
 	case errors.Is(err, errFlags), errors.Is(err, errLength), errors.Is(err, errRange),
 		errors.Is(err, errCommand), errors.Is(err, errFlushRange):
 		return protocol.TRANSMISSION_ERROR_EINVAL
+	case errors.Is(err, errTooLong):
+		return nbdwire.EOVERFLOW
 	case errors.Is(err, errShuttingDown):
 		return nbdwire.ESHUTDOWN
 	default:

@@ -22,10 +22,22 @@ type Read struct {
 	Length uint32
 	Done   Completer
 
-	// Set by the File before Done.
-	Payload []byte // exactly Length verified bytes when Err is nil; lent until Lender.Release
+	// Set by the File before Done. All of it is lent until Lender.Release.
+	Payload []byte // exactly Length bytes when Err is nil or Lost is not empty, verified but for Lost
+	Zeroes  []Span // parts that read as zeroes because nothing is stored there; they need not travel
+	Lost    []Loss // with Err: the parts that were lost, if the others are good
 	Err     error  // anything but nil becomes NBD_EIO for this read alone
-	Lender  Lender // takes Payload back; nil when there is nothing to give back
+	Lender  Lender // takes it back; nil when there is nothing to give back
+}
+
+// Span is Length bytes at Offset of a File. Lists of them, and of Loss, are by offset, inside of the
+// read, without overlap, and disjoint from each other.
+type Span struct{ Offset, Length uint64 }
+
+// Loss is a part of a read that could not be served.
+type Loss struct {
+	Span
+	Err error // why, for people
 }
 
 // Completer is told that a read has ended. ReadDone never waits for a client.

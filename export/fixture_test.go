@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -34,6 +35,8 @@ type fakeFile struct {
 	async bool                // complete in random order from other goroutines
 	hold  chan struct{}       // async: nothing completes before it is closed
 	fail  func(*Read) error   // what to fail a read with
+	holes []Span              // where nothing is stored; data is zero there
+	bad   []Span              // what every read loses
 	start func(batch []*Read) // called first in Submit
 
 	lent     atomic.Int64 // reads not released
@@ -86,8 +89,27 @@ func (f *fakeFile) complete(r *Read) {
 	}
 	if r.Err == nil {
 		r.Payload = f.data[r.Offset : r.Offset+uint64(r.Length)]
+		r.Zeroes = within(f.holes, r)
+		for _, s := range within(f.bad, r) {
+			r.Lost = append(r.Lost, Loss{Span: s, Err: fmt.Errorf("no good copy at %d", s.Offset)})
+			r.Err = errLostPart
+		}
 	}
 	r.Done.ReadDone(r)
+}
+
+var errLostPart = errors.New("a part was lost")
+
+// within clips a list of spans to a read.
+func within(list []Span, r *Read) []Span {
+	var out []Span
+	for _, s := range list {
+		from, to := max(s.Offset, r.Offset), min(s.Offset+s.Length, r.Offset+uint64(r.Length))
+		if from < to {
+			out = append(out, Span{from, to - from})
+		}
+	}
+	return out
 }
 
 func (f *fakeFile) Release(r *Read) {

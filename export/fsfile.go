@@ -1,6 +1,7 @@
 package export
 
 import (
+	"fmt"
 	"sync"
 
 	"github.com/btrexport/btrexport/fsread"
@@ -16,15 +17,16 @@ type fsFile struct {
 // fsRead stands in for one Read at the filesystem. It is lent from Submit until its Release.
 type fsRead struct {
 	fsread.Read
-	file *fsFile
-	out  *Read
+	file   *fsFile
+	out    *Read
+	zeroes []Span // kept for the next use
 }
 
 // fsBatch is what one Submit hands on.
 type fsBatch struct{ reads []*fsread.Read }
 
 // NewFile lets an export serve f. Payloads are the filesystem's own buffers, lent and not copied; a
-// read that lost a part of its range fails with its *fsread.LostError. In the steady state (tree blocks
+// read that lost a part of its range fails with its *fsread.LostError and names the parts. In the steady state (tree blocks
 // cached, nothing fails) a read allocates nothing.
 func NewFile(f *fsread.File) File {
 	x := &fsFile{file: f}
@@ -57,16 +59,51 @@ func (x *fsFile) Submit(batch []*Read) {
 // ReadDone implements fsread.Completer.
 func (r *fsRead) ReadDone(*fsread.Read) {
 	out := r.out
-	out.Payload, out.Err, out.Lender = nil, r.Err, r
-	if r.Err == nil {
-		out.Payload = r.Payload()
+	out.Payload, out.Zeroes, out.Lost, out.Err, out.Lender = nil, nil, nil, r.Err, r
+	if r.Err != nil {
+		out.Lost = losses(r.Err)
+	}
+	if r.Err == nil || len(out.Lost) > 0 {
+		out.Payload, out.Zeroes = r.Payload(), r.spans()
 	}
 	out.Done.ReadDone(out)
 }
+
+// spans are the read's zeroes as export has them.
+func (r *fsRead) spans() []Span {
+	r.zeroes = r.zeroes[:0]
+	for _, z := range r.Zeroes() {
+		r.zeroes = append(r.zeroes, Span{Offset: z.Off, Length: z.Len})
+	}
+	return r.zeroes
+}
+
+// losses are the parts that a read lost; none when all of it failed.
+func losses(err error) []Loss {
+	lost, ok := err.(*fsread.LostError)
+	if !ok {
+		return nil
+	}
+	list := make([]Loss, 0, len(lost.Ranges))
+	for i := range lost.Ranges {
+		l := &lost.Ranges[i]
+		list = append(list, Loss{
+			Span: Span{Offset: l.Off, Length: l.Len},
+			Err:  fmt.Errorf("%d bytes lost at logical %d: %w", l.Len, l.Cause.Logical, &l.Cause),
+		})
+	}
+	return list
+}
+
+// maxKeptSpans bounds the list of zeroes that is kept for the next use.
+const maxKeptSpans = 64
 
 // Release implements Lender.
 func (r *fsRead) Release(*Read) {
 	r.Read.Release()
 	r.out, r.Err = nil, nil
+	if cap(r.zeroes) > maxKeptSpans {
+		r.zeroes = nil
+	}
 	r.file.reads.Put(r)
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/btrexport/btrexport/devio"
@@ -100,7 +101,7 @@ func TestFSFileReads(t *testing.T) {
 	}
 }
 
-// TestFSFileLost ruins a sector that has one copy: its read fails with a LostError and no payload, the
+// TestFSFileLost ruins a sector that has one copy: its read fails with a LostError that names it, the
 // next read of the same object is good.
 func TestFSFileLost(t *testing.T) {
 	img := fsreadtest.Load(t, "single")
@@ -140,8 +141,11 @@ func TestFSFileLost(t *testing.T) {
 		x.Submit([]*Read{r})
 		<-done
 		var lost *fsread.LostError
-		if got := errors.As(r.Err, &lost); got != c.lost || (r.Payload == nil) != c.lost {
-			t.Errorf("read at %d: error %v, %d bytes; want lost %v", c.off, r.Err, len(r.Payload), c.lost)
+		if got := errors.As(r.Err, &lost); got != c.lost || len(r.Payload) != 4096 || (len(r.Lost) == 1) != c.lost {
+			t.Errorf("read at %d: error %v, %d bytes, %+v; want lost %v", c.off, r.Err, len(r.Payload), r.Lost, c.lost)
+		}
+		if c.lost && (r.Lost[0].Span != Span{c.off, 4096} || !strings.Contains(r.Lost[0].Err.Error(), "logical")) {
+			t.Errorf("lost %+v, want the whole read at %d", r.Lost, c.off)
 		}
 		if r.Lender == nil {
 			t.Fatalf("read at %d: no lender", c.off)

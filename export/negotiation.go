@@ -52,6 +52,7 @@ type negotiation struct {
 	admit  func() bool // takes a place among the established connections
 
 	noZeroes bool
+	agreed   agreed
 	options  int
 	reply    []byte // reused
 }
@@ -114,6 +115,8 @@ func (n *negotiation) option() (*served, error) {
 		return n.info(h)
 	case nbdwire.OptStartTLS:
 		return nil, n.startTLS(h)
+	case nbdwire.OptStructuredReply:
+		return nil, n.structuredReply(h)
 	default:
 		return nil, n.refuse(h, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED, "option is not supported")
 	}
@@ -137,7 +140,7 @@ func (n *negotiation) exportName(length uint32) (*served, error) {
 	case !n.admit():
 		return nil, errFull
 	}
-	return e, n.send(nbdwire.AppendExportName(n.reply[:0], e.size, transmissionFlags, !n.noZeroes))
+	return e, n.send(nbdwire.AppendExportName(n.reply[:0], e.size, n.agreed.flags(), !n.noZeroes))
 }
 
 // abort acknowledges, whatever data came with it, and ends. A client that does not wait for
@@ -182,7 +185,7 @@ func (n *negotiation) info(h protocol.NegotiationOptionHeader) (*served, error) 
 	if chosen && !n.admit() {
 		return nil, n.refuse(h, nbdwire.RepErrPolicy, "server has reached its connection limit")
 	}
-	if err := n.send(appendInfo(n.reply[:0], h.ID, e, r)); err != nil || !chosen {
+	if err := n.send(appendInfo(n.reply[:0], h.ID, e, n.agreed.flags(), r)); err != nil || !chosen {
 		return nil, err
 	}
 	return e, nil
@@ -190,8 +193,8 @@ func (n *negotiation) info(h protocol.NegotiationOptionHeader) (*served, error) 
 
 // appendInfo appends what the client asked for, each once, and the ACK. The size is sent
 // always: QEMU needs it and does not ask.
-func appendInfo(b []byte, option uint32, e *served, r nbdwire.InfoRequest) []byte {
-	b = nbdwire.AppendInfoExport(b, option, e.size, transmissionFlags)
+func appendInfo(b []byte, option uint32, e *served, flags uint16, r nbdwire.InfoRequest) []byte {
+	b = nbdwire.AppendInfoExport(b, option, e.size, flags)
 	if r.Wants(protocol.NEGOTIATION_TYPE_INFO_NAME) {
 		b = nbdwire.AppendInfoString(b, option, protocol.NEGOTIATION_TYPE_INFO_NAME, e.Name)
 	}

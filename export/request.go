@@ -18,57 +18,57 @@ type request struct {
 
 	owner   *transmission // immutable
 	cookie  uint64
+	offset  uint64 // as asked for, like length
+	length  uint64 // bytes
 	command uint16
+	flags   uint16
 	err     error  // why it failed; decided before it is queued
-	payload []byte // read.Payload if it is to be sent
-	pad     uint32 // zeroes behind the payload
+	pad     uint32 // zeroes behind what the file has of a read
 	charge  charge
 	arrived time.Time
 	batch   uint64      // number of the batch that it belongs to
 	started bool        // begun before a drain: Shutdown waits for its reply
 	atFile  atomic.Bool // between Submit and ReadDone
-	header  [nbdwire.SimpleReplyLen]byte
+
+	chunks []chunk  // the reply, once it is sealed
+	size   int      // of it, in bytes
+	few    [2]chunk // where chunks begins
+	text   []byte   // of its error chunks; reused
 }
 
 // reset empties the slot for its next use.
 func (q *request) reset() {
 	q.read = Read{Done: q}
-	q.err, q.payload, q.pad = nil, nil, 0
+	q.err, q.pad = nil, 0
 	q.charge, q.started = charge{}, false
-}
-
-// length of the reply in bytes.
-func (q *request) length() int {
-	return len(q.header) + len(q.payload) + int(q.pad)
+	q.unseal()
 }
 
 // plan checks a request against proto.md, "Request types": err tells why it is refused, and
 // otherwise a read's range is split into the file's part and the padding behind it.
-func (q *request) plan(h protocol.TransmissionRequestHeader) {
-	q.cookie, q.command = h.Handle, h.Type
-	if q.err = q.check(h); q.err != nil || h.Type != protocol.TRANSMISSION_TYPE_REQUEST_READ {
+func (q *request) plan(h nbdwire.Request) {
+	q.cookie, q.command, q.flags, q.offset, q.length = h.Cookie, h.Type, h.Flags, h.Offset, h.Length
+	if q.err = q.check(); q.err != nil || h.Type != protocol.TRANSMISSION_TYPE_REQUEST_READ {
 		return
 	}
-	q.read.Offset, q.read.Length = h.Offset, h.Length
-	if inFile := q.owner.export.fileSize - min(h.Offset, q.owner.export.fileSize); inFile < uint64(h.Length) {
-		q.read.Length = uint32(inFile)
-		q.pad = h.Length - q.read.Length
-	}
+	inFile := q.owner.export.fileSize - min(h.Offset, q.owner.export.fileSize)
+	q.read.Offset, q.read.Length = h.Offset, uint32(min(h.Length, inFile))
+	q.pad = uint32(h.Length) - q.read.Length
 }
 
 // check is the order of checks: what nobody may do here, then what the command does not
 // have, then the range.
-func (q *request) check(h protocol.TransmissionRequestHeader) error {
-	switch h.Type {
+func (q *request) check() error {
+	switch q.command {
 	case protocol.TRANSMISSION_TYPE_REQUEST_WRITE, nbdwire.CmdWriteZeroes, nbdwire.CmdTrim:
 		return errReadOnly
 	case protocol.TRANSMISSION_TYPE_REQUEST_READ:
-		return q.checkRead(h)
+		return q.checkRead()
 	case nbdwire.CmdFlush:
-		if h.CommandFlags != 0 {
+		if q.flags != 0 {
 			return errFlags
 		}
-		if h.Offset != 0 || h.Length != 0 {
+		if q.offset != 0 || q.length != 0 {
 			return errFlushRange
 		}
 		return nil
@@ -77,14 +77,30 @@ func (q *request) check(h protocol.TransmissionRequestHeader) error {
 	}
 }
 
-func (q *request) checkRead(h protocol.TransmissionRequestHeader) error {
+func (q *request) checkRead() error {
+	allowed := uint16(0)
+	if q.owner.agreed.chunks() {
+		allowed = nbdwire.CmdFlagDF
+	}
+	if q.flags&^allowed != 0 { // FUA is not advertised
+		return errFlags
+	}
+	if err := q.checkRange(); err != nil || q.length <= MaxRead {
+		return err
+	}
+	if q.owner.agreed.chunks() {
+		return errTooLong
+	}
+	return errLength
+}
+
+// checkRange wants at least one byte, all of it inside of the export.
+func (q *request) checkRange() error {
 	size := q.owner.export.size
 	switch {
-	case h.CommandFlags != 0: // FUA and DF are not advertised
-		return errFlags
-	case h.Length == 0, h.Length > MaxRead:
+	case q.length == 0:
 		return errLength
-	case h.Offset > size, uint64(h.Length) > size-h.Offset:
+	case q.offset > size, q.length > size-q.offset:
 		return errRange
 	}
 	return nil
@@ -113,7 +129,7 @@ func (q *request) ReadDone(*Read) {
 	}
 }
 
-// settle decides how a read ended and makes its header.
+// settle decides how a read ended and makes its reply.
 func (q *request) settle() {
 	q.err = q.read.Err
 	if q.err == nil && len(q.read.Payload) != int(q.read.Length) {
@@ -127,32 +143,23 @@ func (q *request) settle() {
 	q.seal()
 }
 
-// seal makes the header out of err. A reply with an error has nothing behind it.
-func (q *request) seal() {
-	q.payload = q.read.Payload
-	if q.err != nil {
-		q.payload, q.pad = nil, 0
-	}
-	nbdwire.PutSimpleReply(&q.header, errno(q.err), q.cookie)
-}
-
 // count tells the export's Stats of q, whose reply has left if sent is set.
 func (q *request) count(sent bool, now time.Time) {
 	ok, bytes := sent && q.err == nil, 0
-	if ok {
-		bytes = q.length() - len(q.header)
+	if ok && q.command == protocol.TRANSMISSION_TYPE_REQUEST_READ {
+		bytes = int(q.length)
 	}
 	q.owner.export.Stats.RequestDone(commandName(q.command), ok, bytes, now.Sub(q.arrived))
 }
 
 // logRefusal is for who debugs a client.
-func (q *request) logRefusal(h protocol.TransmissionRequestHeader) {
+func (q *request) logRefusal() {
 	log := q.owner.log
 	if !log.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
-	log.Debug("request refused", "command", h.Type, "flags", h.CommandFlags,
-		"offset", h.Offset, "length", h.Length, "err", q.err)
+	log.Debug("request refused", "command", q.command, "flags", q.flags,
+		"offset", q.offset, "length", q.length, "err", q.err)
 }
 
 // commandName names a command for ExportStats.

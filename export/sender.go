@@ -11,8 +11,9 @@ const (
 	// maxRequests bounds the requests in flight of one connection, answers included that the
 	// client has not taken.
 	maxRequests = 64
-	// maxIovecs of one writev: a header and a payload for each request, and room for padding.
-	maxIovecs = 2*maxRequests + 32
+	// maxIovecs of one writev: a header and a payload for each request, and room for padding and
+	// for replies of many chunks.
+	maxIovecs = 4 * maxRequests
 	// gatherBytes is how much may wait for the end of Submit. More is sent at once, while it
 	// is warm in the cache and so that the client has something to do.
 	gatherBytes = 256 << 10
@@ -24,7 +25,7 @@ const (
 var zeroes [64 << 10]byte
 
 // sender gathers the finished replies of one connection and sends them, one writer at a time.
-// Who sets writing owns out, sending, head, sent and iov until the queue is empty.
+// Who sets writing owns out, sending, head, part, sent and iov until the queue is empty.
 type sender struct {
 	out    transport
 	onFail func(error)   // closes the connection; called once
@@ -35,7 +36,8 @@ type sender struct {
 	// owned by whoever set writing
 	sending []*request // taken from queue
 	head    int        // the first of sending that has not left wholly
-	sent    int        // bytes of it that have left
+	part    int        // the first of its chunks that has not
+	sent    int        // bytes of that that have left
 	iov     []unix.Iovec
 
 	mu        sync.Mutex
@@ -87,7 +89,7 @@ const (
 // push queues a finished request. mu must be held.
 func (s *sender) push(q *request) {
 	s.queue = append(s.queue, q)
-	s.queued += q.length()
+	s.queued += q.size
 }
 
 // afterDone decides who sends a read that just ended. A batch in Submit is gathered until the
@@ -141,7 +143,7 @@ func (s *sender) refill() bool {
 			return true
 		}
 		clear(s.sending)
-		s.sending, s.head, s.sent = s.sending[:0], 0, 0
+		s.sending, s.head, s.part, s.sent = s.sending[:0], 0, 0, 0
 		if len(s.queue) == 0 {
 			s.writing = false
 			return false
@@ -170,18 +172,26 @@ func (s *sender) passOn() {
 // gatherIovecs describes as much of sending as one writev takes.
 func (s *sender) gatherIovecs() []unix.Iovec {
 	s.iov = s.iov[:0]
-	skip := s.sent
+	skip, part := s.sent, s.part
 	for _, q := range s.sending[s.head:] {
-		skip = s.addIovec(q.header[:], skip)
-		skip = s.addIovec(q.payload, skip)
-		for left := int(q.pad); left > 0 && len(s.iov) < maxIovecs; left -= len(zeroes) {
-			skip = s.addIovec(zeroes[:min(left, len(zeroes))], skip)
+		for i := part; i < len(q.chunks) && len(s.iov) < maxIovecs; i++ {
+			skip = s.addChunk(&q.chunks[i], skip)
 		}
-		if len(s.iov) >= maxIovecs {
+		if part = 0; len(s.iov) >= maxIovecs {
 			break
 		}
 	}
 	return s.iov
+}
+
+// addChunk adds c without its first skip bytes and returns what is still to be skipped.
+func (s *sender) addChunk(c *chunk, skip int) int {
+	skip = s.addIovec(c.header[:c.n], skip)
+	skip = s.addIovec(c.body, skip)
+	for left := int(c.pad); left > 0 && len(s.iov) < maxIovecs; left -= len(zeroes) {
+		skip = s.addIovec(zeroes[:min(left, len(zeroes))], skip)
+	}
+	return skip
 }
 
 // addIovec adds b without its first skip bytes and returns what is still to be skipped.
@@ -201,13 +211,17 @@ func (s *sender) addIovec(b []byte, skip int) int {
 func (s *sender) advance(n int) {
 	first := s.head
 	for n > 0 {
-		rest := s.sending[s.head].length() - s.sent
+		q := s.sending[s.head]
+		rest := q.chunks[s.part].length() - s.sent
 		if n < rest {
 			s.sent += n
 			break
 		}
 		n -= rest
-		s.head, s.sent = s.head+1, 0
+		s.sent = 0
+		if s.part++; s.part == len(q.chunks) {
+			s.head, s.part = s.head+1, 0
+		}
 	}
 	s.mu.Lock()
 	s.writevs++

@@ -36,6 +36,7 @@ var (
 type transmission struct {
 	conn   net.Conn      // immutable
 	export *served       // immutable
+	agreed agreed        // immutable
 	server *Server       // immutable
 	share  *share        // immutable
 	sender *sender       // immutable
@@ -54,10 +55,11 @@ type transmission struct {
 }
 
 // newTransmission takes over conn; early is what the client sent behind the handshake.
-func newTransmission(s *Server, conn net.Conn, e *served, client string, early []byte) *transmission {
+func newTransmission(s *Server, conn net.Conn, e *served, a agreed, client string, early []byte) *transmission {
 	t := &transmission{
 		conn:   conn,
 		export: e,
+		agreed: a,
 		server: s,
 		share:  s.budget.newShare(),
 		client: client,
@@ -125,12 +127,11 @@ func (t *transmission) runWriter(stop <-chan struct{}) (again bool) {
 func (t *transmission) serve() error {
 	for {
 		for t.w-t.r >= nbdwire.RequestLen {
-			h, err := nbdwire.DecodeRequest(t.buf[t.r:t.w])
+			h, err := t.decode()
 			if err != nil {
 				t.log.Warn("protocol error", "err", err)
 				return err
 			}
-			t.r += nbdwire.RequestLen
 			if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_DISC {
 				t.countDisc()
 				return nil
@@ -154,6 +155,13 @@ func (t *transmission) serve() error {
 	}
 }
 
+// decode takes a request off the buffer, which holds one.
+func (t *transmission) decode() (nbdwire.Request, error) {
+	c, err := nbdwire.DecodeRequest(t.buf[t.r:t.w])
+	t.r += nbdwire.RequestLen
+	return nbdwire.Request{Flags: c.CommandFlags, Type: c.Type, Cookie: c.Handle, Offset: c.Offset, Length: uint64(c.Length)}, err
+}
+
 // fill reads what the client has sent, at least one byte.
 func (t *transmission) fill() error {
 	if t.r > 0 {
@@ -172,7 +180,7 @@ func (t *transmission) fill() error {
 }
 
 // accept answers one request or adds it to the batch.
-func (t *transmission) accept(h protocol.TransmissionRequestHeader) error {
+func (t *transmission) accept(h nbdwire.Request) error {
 	q, err := t.slot()
 	if err != nil {
 		return err
@@ -190,7 +198,7 @@ func (t *transmission) accept(h protocol.TransmissionRequestHeader) error {
 		q.err = errShuttingDown
 	}
 	if q.err != nil {
-		q.logRefusal(h)
+		q.logRefusal()
 	}
 	if q.err != nil || q.read.Length == 0 {
 		t.answer(q)
@@ -331,7 +339,7 @@ func (t *transmission) cancel() {
 
 // discard takes n bytes of payload from the stream. Nothing else may wait meanwhile, so the
 // batch goes first.
-func (t *transmission) discard(n uint32) error {
+func (t *transmission) discard(n uint64) error {
 	if n > maxDiscard {
 		t.log.Warn("protocol error", "err", fmt.Errorf("write of %d bytes, at most %d are read", n, maxDiscard))
 		return errLength

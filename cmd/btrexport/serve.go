@@ -299,7 +299,7 @@ func (s *server) start() {
 	for _, x := range s.site.exports {
 		s.log.Info("export", "name", x.Name, "size", x.file.Size(), "uri", export.AddressOf(s.listeners[0]).URI(x.Name))
 		if x.odd() {
-			s.log.Warn("size is no multiple of 512: the kernel does not see the last bytes, QEMU may fail on them (set round_up: 512)", "export", x.Name, "size", x.file.Size())
+			s.log.Warn("size is no multiple of 512: the kernel's client does not see the last bytes (set round_up: 512)", "export", x.Name, "size", x.file.Size())
 		}
 	}
 	for _, l := range s.listeners {

@@ -104,6 +104,12 @@ func TestMalformedChunks(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", tc.name, tc.got, tc.want)
 		}
 	}
+	for _, b := range [][]byte{AppendChunk(nil, Chunk{Type: 9}), AppendExtendedChunk(nil, Chunk{Type: 9})} {
+		SetDone(b)
+		if b[4] != 0 || b[5] != 1 || b[7] != 9 {
+			t.Errorf("SetDone made % x", b)
+		}
+	}
 	if !IsSimpleReply(make([]byte, 16)) || IsSimpleReply(AppendChunk(nil, Chunk{})) {
 		t.Error("IsSimpleReply confuses the magics")
 	}

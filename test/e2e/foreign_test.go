@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -28,9 +29,7 @@ func (s *server) checkForeign(ctx context.Context, t *testing.T, rng *rand.Rand,
 	must(ctx, t, "nbdinfo", "--is", "read-only", uri)
 	must(ctx, t, "nbdinfo", "--can", "multi-conn", uri)
 	s.checkCopies(ctx, t, f, out)
-	// Without structured replies QEMU 7.2 takes the padding that it adds to an odd size for a part
-	// of the last reply, and hangs or fails, with nbdkit --no-sr as well: that is what round_up is for.
-	if len(f.want) > 0 && len(f.want)%512 == 0 {
+	if len(f.want) > 0 {
 		s.checkQEMU(ctx, t, f, out)
 		s.checkQEMUReads(ctx, t, rng, f)
 	}
@@ -62,11 +61,13 @@ func (s *server) checkQEMU(ctx context.Context, t *testing.T, f served, out stri
 	if err := json.Unmarshal([]byte(must(ctx, t, "qemu-img", "info", "--output=json", s.uri(f.name))), &info); err != nil {
 		t.Fatal(err)
 	}
-	if info.Size != len(f.want) {
-		t.Errorf("%s: qemu-img info: got a size of %d, want %d", f.path, info.Size, len(f.want))
+	// QEMU pads an odd size with zeroes to a multiple of 512.
+	padded := append(slices.Clip(f.want), make([]byte, -len(f.want)&511)...)
+	if info.Size != len(padded) {
+		t.Errorf("%s: qemu-img info: got a size of %d, want %d", f.path, info.Size, len(padded))
 	}
 	must(ctx, t, "qemu-img", "convert", "-f", "raw", "-O", "raw", "-m", "8", "-W", s.uri(f.name), out)
-	sameFile(t, f.path+": qemu-img convert", out, f.want)
+	sameFile(t, f.path+": qemu-img convert", out, padded)
 	if err := os.WriteFile(out, f.want, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,38 @@
+package export
+
+import (
+	"github.com/pojntfx/go-nbd/pkg/protocol"
+
+	"github.com/btrexport/btrexport/export/nbdwire"
+)
+
+// agreed is what the options of a handshake have agreed on about replies. A successful STARTTLS must
+// set it back to its zero value (CVE-2021-3716).
+type agreed struct {
+	structured bool // NBD_OPT_STRUCTURED_REPLY
+}
+
+// chunks tells whether replies to reads are made of chunks.
+func (a *agreed) chunks() bool { return a.structured }
+
+// flags are the transmission flags of every export of this connection.
+func (a *agreed) flags() uint16 {
+	flags := uint16(transmissionFlags)
+	if a.chunks() {
+		flags |= nbdwire.FlagSendDF
+	}
+	return flags
+}
+
+// structuredReply serves NBD_OPT_STRUCTURED_REPLY, which may be asked for again.
+func (n *negotiation) structuredReply(h protocol.NegotiationOptionHeader) error {
+	if h.Length != 0 {
+		return n.refuse(h, nbdwire.RepErrInvalid, "this option takes no data")
+	}
+	n.agreed.structured = true
+	return n.acknowledge(h)
+}
+
+func (n *negotiation) acknowledge(h protocol.NegotiationOptionHeader) error {
+	return n.send(nbdwire.AppendOptionReply(n.reply[:0], h.ID, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil))
+}
