@@ -53,6 +53,10 @@ func (m *memory) Submit(batch []*Read) {
 	}
 }
 
+func (m *memory) Extents(_ context.Context, off, end uint64, _ bool, list []Extent) (int, error) {
+	return fillExtents(nil, m.zeroes, off, end, list), nil
+}
+
 func (m *memory) complete() {
 	for r := range m.lag {
 		r.Done.ReadDone(r)

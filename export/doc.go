@@ -12,10 +12,11 @@
 //	negotiation.go   options: what a client may ask before it reads; no data is read here
 //	transmission.go  requests: decode, check, charge, submit
 //	reply.go         replies: one header, or chunks of data, holes and errors
-//	sender.go        the same: gather, writev, give back
+//	status.go        BLOCK_STATUS, from the File's extents; aside.go when a disk must be waited for
+//	sender.go        replies: gather, writev, give back
 //	budget.go        bytes in flight, for the whole server and per connection
 //	server.go        listeners, admission, Shutdown
 //
 // The package sees a file through the interface File and knows nothing of filesystems.
-// Not done yet: TLS, block status, extended headers.
+// Not done yet: TLS, extended headers.
 package export

@@ -18,6 +18,7 @@ var (
 	errRange        = errors.New("range ends behind the export")
 	errCommand      = errors.New("unknown command")
 	errFlushRange   = errors.New("flush with an offset or a length")
+	errNoContext    = errors.New("no metadata context was selected for this export")
 	errShuttingDown = errors.New("server is shutting down")
 )
 
@@ -33,7 +34,7 @@ func errno(err error) uint32 {
 	case errors.Is(err, errReadOnly):
 		return protocol.TRANSMISSION_ERROR_EPERM
 	case errors.Is(err, errFlags), errors.Is(err, errLength), errors.Is(err, errRange),
-		errors.Is(err, errCommand), errors.Is(err, errFlushRange):
+		errors.Is(err, errCommand), errors.Is(err, errFlushRange), errors.Is(err, errNoContext):
 		return protocol.TRANSMISSION_ERROR_EINVAL
 	case errors.Is(err, errTooLong):
 		return nbdwire.EOVERFLOW

@@ -56,6 +56,12 @@ func newServed(e Export, log *slog.Logger) (*served, error) {
 	return &served{Export: e, fileSize: fileSize, size: size, log: newLimitedLog(log.With("export", e.Name))}, nil
 }
 
+// sectorsEnd is where the last sector of 512 bytes ends that the file has bytes of, as far as clients see.
+func (s *served) sectorsEnd() uint64 {
+	end, _ := roundUp(s.fileSize, sectorBytes)
+	return min(end, s.size)
+}
+
 // roundUp returns the smallest multiple of to (0 and 1: any) that is at least size; false if
 // that is above 2^63-1.
 func roundUp(size, to uint64) (uint64, bool) {

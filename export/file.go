@@ -1,5 +1,10 @@
 package export
 
+import (
+	"context"
+	"errors"
+)
+
 // MaxRead is the longest read that an export serves, in bytes, and the maximum block size
 // that it advertises. 2^25 is what clients may assume unasked (proto.md, "Block size
 // constraints").
@@ -13,7 +18,43 @@ type File interface {
 	// for a lone small read. Done is called exactly once for each, in any order, from any
 	// goroutine, perhaps before Submit returns. The slice may be reused after return.
 	Submit(batch []*Read)
+	// Extents fills list from the front with what the file is made of, from off on and without a gap,
+	// and returns how many there are: at least one, unless it fails. They may end behind end; off < end
+	// <= Size. Without wait it answers ErrWait rather than wait for a disk; with it, until ctx ends.
+	Extents(ctx context.Context, off, end uint64, wait bool, list []Extent) (int, error)
 }
+
+// ErrWait is a File's answer when it can't tell its extents without waiting for a disk.
+var ErrWait = errors.New("extents are not cached")
+
+// Extent is a part of a File: Length bytes of one kind.
+type Extent struct {
+	Length      uint64
+	Kind        ExtentKind
+	Compression Compression
+	Unverified  bool // there is no checksum that its bytes are held against
+}
+
+// ExtentKind is what a part of a file is made of.
+type ExtentKind uint8
+
+// Data is stored; a hole and what is preallocated (zero) read as zeroes, and the latter takes space.
+const (
+	ExtentData ExtentKind = iota
+	ExtentHole
+	ExtentZero
+)
+
+// Compression is how a part of a file is stored. The numbers are promised to clients (docs/nbd.md).
+type Compression uint8
+
+// The numbers are those that btrfs uses.
+const (
+	CompressionNone Compression = iota
+	CompressionZlib
+	CompressionLZO
+	CompressionZstd
+)
 
 // Read is one read of a File. It belongs to the File from Submit until Done.ReadDone.
 type Read struct {

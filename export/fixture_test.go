@@ -37,6 +37,9 @@ type fakeFile struct {
 	fail  func(*Read) error   // what to fail a read with
 	holes []Span              // where nothing is stored; data is zero there
 	bad   []Span              // what every read loses
+	parts []Extent            // what it is made of from its start; behind them: data, but for holes
+	waits bool                // its extents are not at hand
+	slow  func()              // called by Extents that may wait
 	start func(batch []*Read) // called first in Submit
 
 	lent     atomic.Int64 // reads not released
@@ -44,6 +47,7 @@ type fakeFile struct {
 	peak     atomic.Int64
 	reads    atomic.Int64
 	batches  atomic.Int64
+	queries  atomic.Int64
 	released atomic.Int64
 }
 
@@ -96,6 +100,43 @@ func (f *fakeFile) complete(r *Read) {
 		}
 	}
 	r.Done.ReadDone(r)
+}
+
+func (f *fakeFile) Extents(ctx context.Context, off, end uint64, wait bool, list []Extent) (int, error) {
+	f.queries.Add(1)
+	if f.waits && !wait {
+		return 0, ErrWait
+	}
+	if wait && f.slow != nil {
+		f.slow()
+	}
+	return fillExtents(f.parts, f.holes, off, end, list), ctx.Err()
+}
+
+// fillExtents does what File.Extents is to do for a file made of parts, or of data with holes.
+func fillExtents(parts []Extent, holes []Span, off, end uint64, list []Extent) int {
+	n, at := 0, uint64(0)
+	put := func(x Extent, to uint64) {
+		if to > off && max(at, off) < end && n < len(list) && to > at {
+			x.Length = to - max(at, off)
+			list[n] = x
+			n++
+		}
+		at = max(at, to)
+	}
+	for _, p := range parts {
+		put(p, at+p.Length)
+	}
+	for _, h := range holes {
+		if h.Offset+h.Length > at {
+			put(Extent{}, h.Offset)
+			put(Extent{Kind: ExtentHole}, h.Offset+h.Length)
+		}
+	}
+	if at < end {
+		put(Extent{}, end)
+	}
+	return n
 }
 
 var errLostPart = errors.New("a part was lost")

@@ -1,6 +1,8 @@
 package export
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -54,6 +56,57 @@ func (x *fsFile) Submit(batch []*Read) {
 	clear(b.reads) // they are their completers' by now
 	b.reads = b.reads[:0]
 	x.batches.Put(b)
+}
+
+// errEnough ends a walk over extents early.
+var errEnough = errors.New("enough extents")
+
+// Extents implements File: a walk over the file's items, in tree blocks that the filesystem caches.
+func (x *fsFile) Extents(ctx context.Context, off, end uint64, wait bool, list []Extent) (int, error) {
+	n := 0
+	take := func(s fsread.Segment) error {
+		if s.Off+s.Len <= off {
+			return nil
+		}
+		if s.Off >= end || n == len(list) {
+			return errEnough
+		}
+		list[n] = x.extent(&s)
+		list[n].Length = s.Off + s.Len - max(s.Off, off)
+		n++
+		return nil
+	}
+	var err error
+	if wait {
+		err = x.file.Extents(ctx, off, take)
+	} else {
+		err = x.file.CachedExtents(off, take)
+	}
+	switch {
+	case n > 0, err == errEnough, err == nil:
+		return n, nil
+	case errors.Is(err, fsread.ErrNotCached):
+		return 0, ErrWait
+	default:
+		return 0, err
+	}
+}
+
+// extent says what clients may know of a segment. Inline bytes are covered by their tree block's checksum,
+// and so is the fact that there is a hole.
+func (x *fsFile) extent(s *fsread.Segment) Extent {
+	switch s.Kind {
+	case fsread.Hole:
+		return Extent{Kind: ExtentHole}
+	case fsread.Prealloc:
+		return Extent{Kind: ExtentZero}
+	case fsread.Plain:
+		return Extent{Unverified: !x.file.Verified()}
+	case fsread.Compressed:
+		return Extent{Compression: Compression(s.Extent.Compression), Unverified: !x.file.Verified() && !s.InTree()}
+	default:
+		return Extent{}
+	}
 }
 
 // ReadDone implements fsread.Completer.

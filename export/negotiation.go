@@ -117,6 +117,8 @@ func (n *negotiation) option() (*served, error) {
 		return nil, n.startTLS(h)
 	case nbdwire.OptStructuredReply:
 		return nil, n.structuredReply(h)
+	case nbdwire.OptListMetaContext, nbdwire.OptSetMetaContext:
+		return nil, n.metaContext(h)
 	default:
 		return nil, n.refuse(h, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED, "option is not supported")
 	}
@@ -140,6 +142,7 @@ func (n *negotiation) exportName(length uint32) (*served, error) {
 	case !n.admit():
 		return nil, errFull
 	}
+	n.agreed = n.agreed.chosen(string(name))
 	return e, n.send(nbdwire.AppendExportName(n.reply[:0], e.size, n.agreed.flags(), !n.noZeroes))
 }
 
@@ -181,13 +184,15 @@ func (n *negotiation) info(h protocol.NegotiationOptionHeader) (*served, error) 
 	if e == nil {
 		return nil, n.refuse(h, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, n.set.unknown(r.Name))
 	}
+	agreed := n.agreed.chosen(r.Name)
 	chosen := h.ID == protocol.NEGOTIATION_ID_OPTION_GO
 	if chosen && !n.admit() {
 		return nil, n.refuse(h, nbdwire.RepErrPolicy, "server has reached its connection limit")
 	}
-	if err := n.send(appendInfo(n.reply[:0], h.ID, e, n.agreed.flags(), r)); err != nil || !chosen {
+	if err := n.send(appendInfo(n.reply[:0], h.ID, e, agreed.flags(), r)); err != nil || !chosen {
 		return nil, err
 	}
+	n.agreed = agreed
 	return e, nil
 }
 

@@ -249,7 +249,7 @@ func TestOptionOrders(t *testing.T) {
 		func(c *rawConn) { c.infos(optInfo, "disk", 3) },
 		func(c *rawConn) { c.option(optGo, infoRequest("nope")); c.reply(optGo, repUnknown) },
 		func(c *rawConn) { c.option(optList, nil); c.reply(optList, 2); c.reply(optList, repAck) },
-		func(c *rawConn) { c.option(nbdwire.OptSetMetaContext, make([]byte, 8)); c.reply(10, repUnsup) },
+		func(c *rawConn) { c.option(nbdwire.OptSetMetaContext, make([]byte, 8)); c.reply(10, nbdwire.RepErrInvalid) },
 		func(c *rawConn) { c.option(optGo, []byte("bad")); c.reply(optGo, nbdwire.RepErrInvalid) },
 	}
 	n := len(steps)

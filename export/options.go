@@ -41,7 +41,7 @@ func defaultTo[T int | int64 | time.Duration](v *T, d T) {
 
 // ExportStats counts one export's requests. RequestDone must not wait; it is called when the
 // reply has left, from any goroutine. command is read, write, disc, flush, trim, cache,
-// write_zeroes or other; bytes is what a read was answered with, holes included; took runs from the request's arrival.
+// write_zeroes, block_status or other; bytes is what a read was answered with, holes included; took runs from the request's arrival.
 type ExportStats interface {
 	RequestDone(command string, ok bool, bytes int, took time.Duration)
 }

@@ -51,6 +51,11 @@ func (q *request) seal() {
 	default:
 		q.addSimple()
 	}
+	q.finish()
+}
+
+// finish marks the last chunk and counts the bytes.
+func (q *request) finish() {
 	if q.owner.agreed.chunks() && !nbdwire.IsSimpleReply(q.chunks[0].header[:]) {
 		nbdwire.SetDone(q.chunks[len(q.chunks)-1].header[:])
 	}
@@ -218,6 +223,14 @@ func (q *request) addError(typ uint16, e nbdwire.ErrorChunk) {
 	q.text = nbdwire.AppendErrorChunk(q.text, typ, e)
 	body := q.text[first:] // stays what it is if q.text moves later
 	q.add(typ, len(body)).body = body
+}
+
+// addStatus adds what one metadata context says.
+func (q *request) addStatus(id uint32, list []nbdwire.Descriptor) {
+	first := len(q.text)
+	q.text = nbdwire.AppendBlockStatus(q.text, false, id, list)
+	body := q.text[first:]
+	q.add(nbdwire.ReplyBlockStatus, len(body)).body = body
 }
 
 // printable shortens a text for people and takes out what a terminal should not get.

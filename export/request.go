@@ -16,19 +16,20 @@ import (
 type request struct {
 	read Read // Done is the request itself
 
-	owner   *transmission // immutable
-	cookie  uint64
-	offset  uint64 // as asked for, like length
-	length  uint64 // bytes
-	command uint16
-	flags   uint16
-	err     error  // why it failed; decided before it is queued
-	pad     uint32 // zeroes behind what the file has of a read
-	charge  charge
-	arrived time.Time
-	batch   uint64      // number of the batch that it belongs to
-	started bool        // begun before a drain: Shutdown waits for its reply
-	atFile  atomic.Bool // between Submit and ReadDone
+	owner    *transmission // immutable
+	cookie   uint64
+	offset   uint64 // as asked for, like length
+	length   uint64 // bytes
+	command  uint16
+	flags    uint16
+	contexts contextSet // that a BLOCK_STATUS is to tell of
+	err      error      // why it failed; decided before it is queued
+	pad      uint32     // zeroes behind what the file has of a read
+	charge   charge
+	arrived  time.Time
+	batch    uint64      // number of the batch that it belongs to
+	started  bool        // begun before a drain: Shutdown waits for its reply
+	atFile   atomic.Bool // between Submit and ReadDone
 
 	chunks []chunk  // the reply, once it is sealed
 	size   int      // of it, in bytes
@@ -39,7 +40,7 @@ type request struct {
 // reset empties the slot for its next use.
 func (q *request) reset() {
 	q.read = Read{Done: q}
-	q.err, q.pad = nil, 0
+	q.err, q.pad, q.contexts = nil, 0, 0
 	q.charge, q.started = charge{}, false
 	q.unseal()
 }
@@ -72,7 +73,10 @@ func (q *request) check() error {
 			return errFlushRange
 		}
 		return nil
-	default: // CACHE and BLOCK_STATUS too: they are not advertised
+	case nbdwire.CmdBlockStatus:
+		q.contexts = q.owner.agreed.contexts
+		return q.checkStatus()
+	default: // CACHE too: it is not advertised
 		return errCommand
 	}
 }
@@ -115,18 +119,7 @@ func (q *request) ReadDone(*Read) {
 		panic("a read was completed twice")
 	}
 	q.settle()
-	s := t.sender
-	s.mu.Lock()
-	s.atFile--
-	s.push(q)
-	next := s.afterDone(q)
-	s.mu.Unlock()
-	switch next {
-	case write:
-		s.flush(false)
-	case handOff:
-		poke(s.wake)
-	}
+	t.ended(q)
 }
 
 // settle decides how a read ended and makes its reply.
@@ -136,11 +129,15 @@ func (q *request) settle() {
 		q.err = fmt.Errorf("%w: %d bytes of %d", errShortPayload, len(q.read.Payload), q.read.Length)
 	}
 	if q.err != nil {
-		q.owner.export.log.print(slog.LevelError, "read failed",
-			slog.String("client", q.owner.client), slog.Uint64("offset", q.read.Offset),
-			slog.Uint64("length", uint64(q.read.Length)), slog.Any("err", q.err))
+		q.logFailure("read failed")
 	}
 	q.seal()
+}
+
+// logFailure tells of what could not be read, which is nobody's fault at the other end.
+func (q *request) logFailure(what string) {
+	q.owner.export.log.print(slog.LevelError, what, slog.String("client", q.owner.client),
+		slog.Uint64("offset", q.offset), slog.Uint64("length", q.length), slog.Any("err", q.err))
 }
 
 // count tells the export's Stats of q, whose reply has left if sent is set.
@@ -179,6 +176,8 @@ func commandName(command uint16) string {
 		return "cache"
 	case nbdwire.CmdWriteZeroes:
 		return "write_zeroes"
+	case nbdwire.CmdBlockStatus:
+		return "block_status"
 	default:
 		return "other"
 	}

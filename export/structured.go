@@ -9,7 +9,18 @@ import (
 // agreed is what the options of a handshake have agreed on about replies. A successful STARTTLS must
 // set it back to its zero value (CVE-2021-3716).
 type agreed struct {
-	structured bool // NBD_OPT_STRUCTURED_REPLY
+	structured bool       // NBD_OPT_STRUCTURED_REPLY
+	contexts   contextSet // that NBD_OPT_SET_META_CONTEXT selected
+	contextsOf string     // the export's name as it was given there
+}
+
+// chosen is what holds for a client that enters transmission by name: contexts that were selected for
+// another name are none.
+func (a agreed) chosen(name string) agreed {
+	if name != a.contextsOf {
+		a.contexts = 0
+	}
+	return a
 }
 
 // chunks tells whether replies to reads are made of chunks.

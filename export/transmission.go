@@ -34,23 +34,28 @@ var (
 // transmission is one connection after its handshake. Its reader goroutine is whoever calls
 // run; that one owns buf, spare and batch.
 type transmission struct {
-	conn   net.Conn      // immutable
-	export *served       // immutable
-	agreed agreed        // immutable
-	server *Server       // immutable
-	share  *share        // immutable
-	sender *sender       // immutable
-	client string        // immutable
-	log    *slog.Logger  // immutable
-	lost   chan struct{} // closed when waiting for the File has no more sense
-	lose   func()        // closes lost, once
+	conn    net.Conn        // immutable
+	export  *served         // immutable
+	agreed  agreed          // immutable
+	server  *Server         // immutable
+	share   *share          // immutable
+	sender  *sender         // immutable
+	client  string          // immutable
+	log     *slog.Logger    // immutable
+	lost    chan struct{}   // closed when waiting for the File has no more sense
+	lose    func()          // closes lost, once
+	life    context.Context // ends when the connection is broken or done: for what waits for a disk aside
+	endLife context.CancelFunc
+	aside   aside
 
 	buf     []byte // of readBuffer bytes
 	r, w    int    // buf[r:w] is read and not yet decoded
 	spare   []*request
 	batch   []*Read
-	number  uint64 // of the batch; never 0
-	working bool   // a batch has begun and is not flushed
+	queries []*request // BLOCK_STATUS, looked up with the batch
+	tell    describer  // of the queries that need not wait
+	number  uint64     // of the batch; never 0
+	working bool       // a batch has begun and is not flushed
 	arrived time.Time
 }
 
@@ -70,7 +75,9 @@ func newTransmission(s *Server, conn net.Conn, e *served, a agreed, client strin
 		batch:  make([]*Read, 0, maxRequests),
 		number: 1,
 	}
-	t.lose = sync.OnceFunc(func() { close(t.lost) })
+	t.life, t.endLife = context.WithCancel(context.Background())
+	t.lose = sync.OnceFunc(func() { close(t.lost); t.endLife() })
+	t.aside.t = t
 	t.sender = newSender(newTransport(conn), t.failed)
 	slots := make([]request, maxRequests)
 	for i := range slots {
@@ -85,6 +92,7 @@ func newTransmission(s *Server, conn net.Conn, e *served, a agreed, client strin
 // failed is called once when the connection is broken: closing wakes all who wait on it.
 func (t *transmission) failed(err error) {
 	t.log.Debug("connection broken", "err", err)
+	t.endLife()
 	_ = t.conn.Close()
 }
 
@@ -102,6 +110,8 @@ func (t *transmission) run() {
 	defer func() {
 		close(stop)
 		<-stopped
+		t.endLife()
+		t.aside.wait()
 		t.share.close()
 	}()
 	defer t.recoverPanic()
@@ -200,15 +210,20 @@ func (t *transmission) accept(h nbdwire.Request) error {
 	if q.err != nil {
 		q.logRefusal()
 	}
-	if q.err != nil || q.read.Length == 0 {
+	n := q.cost()
+	if q.err != nil || n == 0 {
 		t.answer(q)
 		return nil
 	}
-	if err := t.charge(q); err != nil {
+	if err := t.charge(q, n); err != nil {
 		t.putBack(q)
 		return err
 	}
-	t.batch = append(t.batch, &q.read)
+	if q.command == nbdwire.CmdBlockStatus {
+		t.queries = append(t.queries, q)
+	} else {
+		t.batch = append(t.batch, &q.read)
+	}
 	return nil
 }
 
@@ -231,16 +246,12 @@ func (t *transmission) begin(q *request) {
 // answer queues the reply to a request that needs no data of the file.
 func (t *transmission) answer(q *request) {
 	q.seal()
-	s := t.sender
-	s.mu.Lock()
-	s.push(q)
-	s.mu.Unlock()
+	t.push(q)
 }
 
-// charge takes the bytes of q's payload from the budget. Before it waits for them it submits
+// charge takes n bytes for q's payload from the budget. Before it waits for them it submits
 // what it has: those reads are what the bytes will come from.
-func (t *transmission) charge(q *request) error {
-	n := int64(q.read.Length)
+func (t *transmission) charge(q *request, n int64) error {
 	var ok bool
 	if q.charge, ok = t.share.try(n); ok {
 		return nil
@@ -299,6 +310,7 @@ func (t *transmission) flush() {
 	if len(t.batch) > 0 {
 		t.submit()
 	}
+	t.lookUp()
 	t.working = false
 	s.mu.Lock()
 	s.gathering = 0
@@ -326,6 +338,45 @@ func (t *transmission) submit() {
 	t.batch = t.batch[:0]
 }
 
+// lookUp answers the queries whose extents are at hand and leaves the others to aside.
+func (t *transmission) lookUp() {
+	for i, q := range t.queries {
+		t.queries[i] = nil
+		err := t.tell.describe(t.life, q, false)
+		if errors.Is(err, ErrWait) {
+			t.aside.add(q)
+			continue
+		}
+		q.described(err)
+		t.push(q)
+	}
+	t.queries = t.queries[:0]
+}
+
+// push queues a sealed reply that the next flush sends.
+func (t *transmission) push(q *request) {
+	s := t.sender
+	s.mu.Lock()
+	s.push(q)
+	s.mu.Unlock()
+}
+
+// ended queues the reply to what was outstanding, and sends it if that is the caller's turn.
+func (t *transmission) ended(q *request) {
+	s := t.sender
+	s.mu.Lock()
+	s.atFile--
+	s.push(q)
+	next := s.afterDone(q)
+	s.mu.Unlock()
+	switch next {
+	case write:
+		s.flush(false)
+	case handOff:
+		poke(s.wake)
+	}
+}
+
 // cancel drops the batch: the connection is broken, no one would take the data.
 func (t *transmission) cancel() {
 	for _, r := range t.batch {
@@ -333,8 +384,13 @@ func (t *transmission) cancel() {
 		q.err = errDisconnected
 		t.answer(q)
 	}
+	for _, q := range t.queries {
+		q.err = errDisconnected
+		t.answer(q)
+	}
 	clear(t.batch)
-	t.batch = t.batch[:0]
+	clear(t.queries)
+	t.batch, t.queries = t.batch[:0], t.queries[:0]
 }
 
 // discard takes n bytes of payload from the stream. Nothing else may wait meanwhile, so the

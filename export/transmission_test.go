@@ -47,7 +47,7 @@ func TestRequests(t *testing.T) {
 		{name: "58 offset 2^63", request: readRequest(4, 1<<63, 16), errno: einval},
 		{name: "58 offset overflows", request: readRequest(4, math.MaxUint64, 2), errno: einval},
 		{name: "59 unknown command with a length", request: requestBytes(77, 0, 5, 0, 4096), errno: einval},
-		{name: "59 BLOCK_STATUS", request: requestBytes(7, 0, 5, 0, 4096), errno: einval},
+		{name: "75 BLOCK_STATUS without a context", request: requestBytes(7, 0, 5, 0, 4096), errno: einval},
 		{name: "60 unknown flag", request: requestBytes(cmdRead, 1<<4, 6, 0, 16), errno: einval},
 		{name: "60 FUA is not advertised", request: requestBytes(cmdRead, 1, 6, 0, 16), errno: einval},
 		{name: "60 DF is not advertised", request: requestBytes(cmdRead, 1<<2, 6, 0, 16), errno: einval},
@@ -344,7 +344,7 @@ func TestStats(t *testing.T) {
 	}
 	_, _ = io.Copy(io.Discard, c)
 	want := map[string]int{"read": 1, "read error": 1, "flush": 1, "trim error": 1, "cache error": 1,
-		"write_zeroes error": 1, "other error": 1, "write error": 1, "disc": 1}
+		"write_zeroes error": 1, "block_status error": 1, "write error": 1, "disc": 1}
 	waitFor(t, "all requests to be counted", func() bool { stats.mu.Lock(); defer stats.mu.Unlock(); return len(stats.n) == len(want) })
 	for k, n := range want {
 		if stats.n[k] != n {

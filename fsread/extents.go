@@ -36,6 +36,11 @@ type Segment struct {
 	Extent   ondisk.FileExtent
 }
 
+// InTree says whether the part's bytes are held by a tree block, compressed or not.
+func (s *Segment) InTree() bool {
+	return (s.Kind == Inline || s.Kind == Compressed) && s.Extent.Type == ondisk.ExtentInline
+}
+
 // walker goes over the extents of a file from an offset on, in segments without gap. A tree block that
 // can't be read is an error and never a hole: only a search that succeeded and found nothing makes one.
 type walker struct {

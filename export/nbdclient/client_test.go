@@ -69,6 +69,10 @@ func TestParseURI(t *testing.T) {
 type memory struct{ data []byte }
 
 func (m memory) Size() uint64 { return uint64(len(m.data)) }
+func (m memory) Extents(_ context.Context, off, end uint64, _ bool, list []export.Extent) (int, error) {
+	list[0] = export.Extent{Length: end - off}
+	return 1, nil
+}
 func (m memory) Submit(batch []*export.Read) {
 	for _, r := range batch {
 		if r.Offset == 13 {
