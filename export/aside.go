@@ -2,74 +2,71 @@ package export
 
 import "sync"
 
-// aside answers a connection's queries that must wait for a disk: one after the other, on a goroutine that
-// starts on demand and ends when there is nothing left, while the reader goes on. The connection's slots
-// bound the queue.
-type aside struct {
-	t  *transmission // immutable
-	wg sync.WaitGroup
+// errands are what a connection has to do that may wait for a disk: one after the other, on a goroutine
+// that starts on demand and ends when there is nothing left, while the reader goes on.
+type errands[T any] struct {
+	do   func(T)         // immutable
+	most int             // immutable; that may be queued
+	lost <-chan struct{} // immutable; closed when waiting has no more sense
+	fail func()          // immutable; deferred around do: takes care of a panic
+	wg   sync.WaitGroup
 
 	mu      sync.Mutex
-	queue   []*request // guarded by mu; oldest first
-	running bool       // guarded by mu
+	queue   []T  // guarded by mu; oldest first
+	running bool // guarded by mu
 }
 
-// add takes over q, which counts as outstanding until it is answered. For the reader goroutine.
-func (a *aside) add(q *request) {
-	s := a.t.sender
-	q.started = true
-	s.mu.Lock()
-	s.atFile++
-	s.started++
-	s.mu.Unlock()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.queue = append(a.queue, q)
-	if !a.running {
-		a.running = true
-		a.wg.Go(a.run)
+// add queues v; false when there are too many.
+func (e *errands[T]) add(v T) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.queue) >= e.most {
+		return false
+	}
+	e.queue = append(e.queue, v)
+	if !e.running {
+		e.running = true
+		e.wg.Go(e.run)
+	}
+	return true
+}
+
+func (e *errands[T]) run() {
+	defer e.fail()
+	for v, ok := e.take(); ok; v, ok = e.take() {
+		e.do(v)
 	}
 }
 
-func (a *aside) run() {
-	defer a.t.recoverPanic()
-	var tell describer
-	for q := a.take(); q != nil; q = a.take() {
-		q.described(tell.describe(a.t.life, q, true))
-		a.t.ended(q)
+// take gives the oldest; false when there is none, and the goroutine is to end.
+func (e *errands[T]) take() (v T, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.queue) == 0 {
+		e.queue, e.running = nil, false
+		return v, false
 	}
+	v, e.queue[0] = e.queue[0], v // what is taken is not kept alive
+	e.queue = e.queue[1:]
+	return v, true
 }
 
-// take gives the oldest; nil when there is none, and the goroutine is to end.
-func (a *aside) take() *request {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.queue) == 0 {
-		a.queue, a.running = nil, false
-		return nil
-	}
-	q := a.queue[0]
-	a.queue[0] = nil
-	a.queue = a.queue[1:]
-	return q
-}
-
-// wait returns when the goroutine has ended, or when waiting for the File has no more sense.
-func (a *aside) wait() {
-	a.mu.Lock()
-	running := a.running
-	a.mu.Unlock()
+// wait returns when the goroutine has ended, or when nobody should wait for it any more.
+func (e *errands[T]) wait() {
+	e.mu.Lock()
+	running := e.running
+	e.mu.Unlock()
 	if !running { // or about to end
-		a.wg.Wait()
+		e.wg.Wait()
 		return
 	}
 	ended := make(chan struct{})
 	go func() {
-		a.wg.Wait()
+		e.wg.Wait()
 		close(ended)
 	}()
 	select {
 	case <-ended:
-	case <-a.t.lost:
+	case <-e.lost:
 	}
 }

@@ -12,7 +12,9 @@
 //	negotiation.go   options: what a client may ask before it reads; no data is read here
 //	transmission.go  requests: decode, check, charge, submit
 //	reply.go         replies: one header, or chunks of data, holes and errors
-//	status.go        BLOCK_STATUS, from the File's extents; aside.go when a disk must be waited for
+//	status.go        BLOCK_STATUS, from the File's extents
+//	cache.go         CACHE: reads ahead
+//	aside.go         what of these two may wait for a disk
 //	sender.go        replies: gather, writev, give back
 //	budget.go        bytes in flight, for the whole server and per connection
 //	server.go        listeners, admission, Shutdown

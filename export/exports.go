@@ -21,9 +21,9 @@ type Export struct {
 	Stats       ExportStats // nil means none
 }
 
-// transmissionFlags say: read-only, flush does nothing and succeeds, one content for all.
+// transmissionFlags say: read-only, flush does nothing and succeeds, one content for all, cache reads ahead.
 const transmissionFlags = protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS | nbdwire.FlagReadOnly |
-	nbdwire.FlagSendFlush | protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
+	nbdwire.FlagSendFlush | protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN | nbdwire.FlagSendCache
 
 // served is an Export with what is computed once. Immutable but for the log's rate.
 type served struct {

@@ -80,7 +80,7 @@ func TestHandshake(t *testing.T) {
 		{"15 EXPORT_NAME without NO_ZEROES", one, func(_ *fixture, c *rawConn) {
 			c.hello(1)
 			c.option(1, []byte("disk"))
-			want := append(binary.BigEndian.AppendUint64(nil, uint64(len(data))), 1, 7)
+			want := append(binary.BigEndian.AppendUint64(nil, uint64(len(data))), 5, 7)
 			if got := c.get(134); !bytes.Equal(got, append(want, make([]byte, 124)...)) {
 				c.t.Fatalf("got % x", got)
 			}
@@ -151,7 +151,7 @@ func TestHandshake(t *testing.T) {
 		}},
 		{"33 GO without requests gets the size", one, func(_ *fixture, c *rawConn) {
 			c.hello(3)
-			want := nbdwire.Info{Type: 0, Size: uint64(len(data)), Flags: 0x107}
+			want := nbdwire.Info{Type: 0, Size: uint64(len(data)), Flags: 0x507}
 			if got := c.infos(optGo, "disk"); len(got) != 1 || got[0] != want {
 				c.t.Fatalf("got %+v, want %+v", got, want)
 			}
@@ -159,7 +159,7 @@ func TestHandshake(t *testing.T) {
 		{"34 35 36 each information once", one, func(_ *fixture, c *rawConn) {
 			c.hello(3)
 			got := c.infos(optInfo, "", 1, 1, 2, 3, 3, 0, 0, 77, 2)
-			want := []nbdwire.Info{{Type: 0, Size: uint64(len(data)), Flags: 0x107}, {Type: 1, Text: "disk"},
+			want := []nbdwire.Info{{Type: 0, Size: uint64(len(data)), Flags: 0x507}, {Type: 1, Text: "disk"},
 				{Type: 2, Text: "the disk"}, {Type: 3, Blocks: nbdwire.BlockSizes{Minimum: 1, Preferred: 4096, Maximum: 1 << 25}}}
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				c.t.Fatalf("got %+v, want %+v", got, want)
@@ -249,7 +249,10 @@ func TestOptionOrders(t *testing.T) {
 		func(c *rawConn) { c.infos(optInfo, "disk", 3) },
 		func(c *rawConn) { c.option(optGo, infoRequest("nope")); c.reply(optGo, repUnknown) },
 		func(c *rawConn) { c.option(optList, nil); c.reply(optList, 2); c.reply(optList, repAck) },
-		func(c *rawConn) { c.option(nbdwire.OptSetMetaContext, make([]byte, 8)); c.reply(10, nbdwire.RepErrInvalid) },
+		func(c *rawConn) {
+			c.option(nbdwire.OptSetMetaContext, make([]byte, 8))
+			c.reply(10, nbdwire.RepErrInvalid)
+		},
 		func(c *rawConn) { c.option(optGo, []byte("bad")); c.reply(optGo, nbdwire.RepErrInvalid) },
 	}
 	n := len(steps)

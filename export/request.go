@@ -76,7 +76,9 @@ func (q *request) check() error {
 	case nbdwire.CmdBlockStatus:
 		q.contexts = q.owner.agreed.contexts
 		return q.checkStatus()
-	default: // CACHE too: it is not advertised
+	case nbdwire.CmdCache:
+		return q.checkCache()
+	default:
 		return errCommand
 	}
 }

@@ -201,3 +201,20 @@ func (q *request) described(err error) {
 		q.seal()
 	}
 }
+
+// describeAside answers a query that must wait for its extents.
+func (t *transmission) describeAside(q *request) {
+	q.described(t.tellAside.describe(t.life, q, true))
+	t.ended(q)
+}
+
+// waitAside leaves q to describeAside. It counts as outstanding until it is answered.
+func (t *transmission) waitAside(q *request) {
+	s := t.sender
+	q.started = true
+	s.mu.Lock()
+	s.atFile++
+	s.started++
+	s.mu.Unlock()
+	t.aside.add(q)
+}

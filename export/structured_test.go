@@ -331,14 +331,14 @@ func TestStructuredOption(t *testing.T) {
 // TestErrorTexts: the text of a lost part is a string of bounded length, whatever the File says.
 func TestErrorTexts(t *testing.T) {
 	data := pattern()[:1<<20]
-	var say string
-	f := &fakeFile{data: data, fail: func(*Read) error { return errors.New(say) }}
+	says := []string{"devid 1: crc32c", strings.Repeat("ä", 5000), "a\x00b\x1b[31m\xff\n", "x"}
+	f := &fakeFile{data: data, fail: func(r *Read) error { return errors.New(says[r.Offset/4096]) }}
 	fx := start(t, Options{Exports: []Export{{Name: "d", File: f}}})
 	c := fx.structured("d")
-	for _, say = range []string{"devid 1: crc32c", strings.Repeat("ä", 5000), "a\x00b\x1b[31m\xff\n", "x"} {
-		c.put(readRequest(1, 4096, 512))
+	for i := range uint64(len(says)) {
+		c.put(readRequest(1, i*4096, 512))
 		e := c.wantError(1, nbdwire.ReplyErrorOffset, nbdwire.EIO)
-		if e.Offset != 4096 || len(e.Text) > maxErrorText || strings.ContainsAny(e.Text, "\x00\x1b\n") {
+		if e.Offset != i*4096 || len(e.Text) > maxErrorText || strings.ContainsAny(e.Text, "\x00\x1b\n") {
 			t.Errorf("%+v", e)
 		}
 	}

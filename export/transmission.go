@@ -46,17 +46,19 @@ type transmission struct {
 	lose    func()          // closes lost, once
 	life    context.Context // ends when the connection is broken or done: for what waits for a disk aside
 	endLife context.CancelFunc
-	aside   aside
+	aside   errands[*request] // immutable; queries that wait for their extents
+	ahead   errands[Span]     // immutable; ranges to read ahead
 
-	buf     []byte // of readBuffer bytes
-	r, w    int    // buf[r:w] is read and not yet decoded
-	spare   []*request
-	batch   []*Read
-	queries []*request // BLOCK_STATUS, looked up with the batch
-	tell    describer  // of the queries that need not wait
-	number  uint64     // of the batch; never 0
-	working bool       // a batch has begun and is not flushed
-	arrived time.Time
+	buf       []byte // of readBuffer bytes
+	r, w      int    // buf[r:w] is read and not yet decoded
+	spare     []*request
+	batch     []*Read
+	queries   []*request // BLOCK_STATUS, looked up with the batch
+	tell      describer  // of the queries that need not wait
+	tellAside describer  // of those that must; for their goroutine
+	number    uint64     // of the batch; never 0
+	working   bool       // a batch has begun and is not flushed
+	arrived   time.Time
 }
 
 // newTransmission takes over conn; early is what the client sent behind the handshake.
@@ -77,7 +79,8 @@ func newTransmission(s *Server, conn net.Conn, e *served, a agreed, client strin
 	}
 	t.life, t.endLife = context.WithCancel(context.Background())
 	t.lose = sync.OnceFunc(func() { close(t.lost); t.endLife() })
-	t.aside.t = t
+	t.aside = errands[*request]{do: t.describeAside, most: maxRequests, lost: t.lost, fail: t.recoverPanic}
+	t.ahead = errands[Span]{do: t.readAhead, most: maxAheadQueue, lost: t.lost, fail: t.recoverPanic}
 	t.sender = newSender(newTransport(conn), t.failed)
 	slots := make([]request, maxRequests)
 	for i := range slots {
@@ -112,6 +115,7 @@ func (t *transmission) run() {
 		<-stopped
 		t.endLife()
 		t.aside.wait()
+		t.ahead.wait()
 		t.share.close()
 	}()
 	defer t.recoverPanic()
@@ -209,6 +213,9 @@ func (t *transmission) accept(h nbdwire.Request) error {
 	}
 	if q.err != nil {
 		q.logRefusal()
+	}
+	if q.err == nil && q.command == nbdwire.CmdCache {
+		t.prefetch(q)
 	}
 	n := q.cost()
 	if q.err != nil || n == 0 {
@@ -344,7 +351,7 @@ func (t *transmission) lookUp() {
 		t.queries[i] = nil
 		err := t.tell.describe(t.life, q, false)
 		if errors.Is(err, ErrWait) {
-			t.aside.add(q)
+			t.waitAside(q)
 			continue
 		}
 		q.described(err)

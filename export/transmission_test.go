@@ -61,7 +61,12 @@ func TestRequests(t *testing.T) {
 		{name: "66 TRIM", request: requestBytes(4, 0, 8, size, 1), errno: eperm},
 		{name: "73 READ above the maximum", request: readRequest(9, 0, MaxRead+1), errno: einval},
 		{name: "73 READ of 4 GiB - 1", request: readRequest(9, 0, math.MaxUint32), errno: einval},
-		{name: "83 CACHE is not advertised", request: requestBytes(5, 0, 10, 0, 4096), errno: einval},
+		{name: "83 CACHE", request: requestBytes(5, 0, 10, 0, 4096)},
+		{name: "83 CACHE of all", request: requestBytes(5, 0, 10, 0, uint32(size))},
+		{name: "83 CACHE with a flag", request: requestBytes(5, 1, 10, 0, 4096), errno: einval},
+		{name: "83 CACHE over the end", request: requestBytes(5, 0, 10, size-512, 1024), errno: einval},
+		{name: "83 CACHE of 4 GiB - 1", request: requestBytes(5, 0, 10, 0, math.MaxUint32), errno: einval},
+		{name: "62 CACHE of 0 bytes", request: requestBytes(5, 0, 10, 0, 0), errno: einval},
 		{name: "84 FLUSH", request: requestBytes(3, 0, 11, 0, 0)},
 		{name: "84 FLUSH with a range", request: requestBytes(3, 0, 11, 0, 512), errno: einval},
 		{name: "84 FLUSH with a flag", request: requestBytes(3, 1, 11, 0, 0), errno: einval},
@@ -338,12 +343,12 @@ func TestStats(t *testing.T) {
 	fx := start(t, Options{Exports: []Export{{Name: "d", File: &fakeFile{data: data}, RoundUp: 512, Stats: stats}}})
 	c := fx.ready("d")
 	for _, r := range [][]byte{readRequest(1, 0, 1024), readRequest(1, 9999, 1), requestBytes(3, 0, 1, 0, 0),
-		requestBytes(4, 0, 1, 0, 0), requestBytes(5, 0, 1, 0, 0), requestBytes(6, 0, 1, 0, 0), requestBytes(7, 0, 1, 0, 0),
+		requestBytes(4, 0, 1, 0, 0), requestBytes(5, 0, 1, 0, 0), requestBytes(5, 0, 1, 0, 1), requestBytes(6, 0, 1, 0, 0), requestBytes(7, 0, 1, 0, 0),
 		requestBytes(cmdWrite, 0, 1, 0, 0), requestBytes(cmdDisc, 0, 1, 0, 0)} {
 		c.put(r)
 	}
 	_, _ = io.Copy(io.Discard, c)
-	want := map[string]int{"read": 1, "read error": 1, "flush": 1, "trim error": 1, "cache error": 1,
+	want := map[string]int{"read": 1, "read error": 1, "flush": 1, "trim error": 1, "cache": 1, "cache error": 1,
 		"write_zeroes error": 1, "block_status error": 1, "write error": 1, "disc": 1}
 	waitFor(t, "all requests to be counted", func() bool { stats.mu.Lock(); defer stats.mu.Unlock(); return len(stats.n) == len(want) })
 	for k, n := range want {
