@@ -48,20 +48,21 @@ func (s *Server) enter(conn net.Conn, stats ListenerStats) *client {
 	prepare(conn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.draining.Load() || s.established >= s.limits.Connections {
+	limits := &s.terms.Load().limits
+	if s.draining.Load() || s.established >= limits.Connections {
 		_ = conn.Close()
 		if !s.draining.Load() {
 			s.full.print(slog.LevelWarn, "client closed: connection limit reached",
-				slog.String("client", c.name), slog.Int("limit", s.limits.Connections))
+				slog.String("client", c.name), slog.Int("limit", limits.Connections))
 		}
 		return nil
 	}
-	if len(s.handshakes) >= s.limits.Handshakes {
+	for len(s.handshakes) >= limits.Handshakes {
 		s.evictHandshake()
 	}
 	s.handshakes = append(s.handshakes, c)
 	s.conns.Add(1)
-	_ = conn.SetDeadline(time.Now().Add(s.limits.Handshake))
+	_ = conn.SetDeadline(time.Now().Add(limits.Handshake))
 	return c
 }
 
@@ -74,14 +75,14 @@ func (s *Server) evictHandshake() {
 	c.evicted = true
 	_ = c.conn.Close()
 	s.full.print(slog.LevelWarn, "client closed: too many handshakes under way",
-		slog.String("client", c.name), slog.Int("limit", s.limits.Handshakes))
+		slog.String("client", c.name), slog.Int("limit", s.terms.Load().limits.Handshakes))
 }
 
 // place moves a client from the handshakes to the established; false if there is no place.
 func (s *Server) place(c *client) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.evicted || s.established >= s.limits.Connections {
+	if c.evicted || s.established >= s.terms.Load().limits.Connections {
 		return false
 	}
 	s.handshakes = slices.DeleteFunc(s.handshakes, func(o *client) bool { return o == c })
@@ -112,10 +113,12 @@ func (s *Server) serve(c *client) {
 			_ = c.conn.Close()
 		}
 	}()
+	t := s.terms.Load()
 	n := &negotiation{
 		conn:   c.conn,
 		in:     bufio.NewReaderSize(c, handshakeBuffer),
-		set:    s.exports,
+		terms:  t,
+		policy: t.policy,
 		server: s,
 		client: c.name,
 		log:    s.log.With("client", c.name),
@@ -126,7 +129,7 @@ func (s *Server) serve(c *client) {
 		n.end(err)
 		return
 	}
-	s.transmit(c, newTransmission(s, c.conn, e, n.agreed, c.name, n.early()))
+	s.transmit(c, newTransmission(s, n.conn, e, n.agreed, c.name, n.early()))
 }
 
 // end closes a handshake that chose no export.

@@ -17,8 +17,10 @@
 //	aside.go         what of these two may wait for a disk
 //	sender.go        replies: gather, writev, give back
 //	budget.go        bytes in flight, for the whole server and per connection
+//	tls.go           STARTTLS with certificates
+//	terms.go         what a handshake is held to: exports, limits, TLS
 //	server.go        listeners, admission, Shutdown
 //
 // The package sees a file through the interface File and knows nothing of filesystems.
-// Not done yet: TLS, extended headers.
+// Not done yet: extended headers.
 package export

@@ -19,6 +19,7 @@ type Export struct {
 	File        File        // needed
 	RoundUp     uint32      // pads the size with zeroes to a multiple of so many bytes, at most MaxRead; 0 and 1: exact
 	Stats       ExportStats // nil means none
+	TLS         TLSMode     // "" is the server's; off is the same as allow
 }
 
 // transmissionFlags say: read-only, flush does nothing and succeeds, one content for all, cache reads ahead.
@@ -30,6 +31,7 @@ type served struct {
 	Export
 	fileSize uint64 // of File
 	size     uint64 // what clients see: fileSize rounded up
+	secret   bool   // only for who has turned TLS on
 	log      *limitedLog
 }
 
@@ -118,18 +120,23 @@ const (
 	maxShownNames = 1024
 )
 
-// unknown is the text for a name that find does not know. It lists the names to choose from,
-// as far as they fit.
-func (set exportSet) unknown(name string) string {
+// unknownText is the error for a name that there is not. It lists the names to choose from, as
+// far as they fit.
+func unknownText(name string, visible []*served) string {
 	var b strings.Builder
 	if name == "" {
-		b.WriteString("there is no default export; name one of: ")
+		b.WriteString("there is no default export")
 	} else {
-		fmt.Fprintf(&b, "no export %q; there are: ", nbdwire.Shorten(name, maxShownName))
+		fmt.Fprintf(&b, "no export %q", nbdwire.Shorten(name, maxShownName))
 	}
-	for i, e := range set.list {
-		if i > 0 {
+	for i, e := range visible {
+		switch {
+		case i > 0:
 			b.WriteString(", ")
+		case name == "":
+			b.WriteString("; name one of: ")
+		default:
+			b.WriteString("; there are: ")
 		}
 		if b.Len() > maxShownNames {
 			b.WriteString("...")

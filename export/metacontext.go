@@ -66,8 +66,8 @@ func (n *negotiation) metaContext(h protocol.NegotiationOptionHeader) error {
 	if err != nil {
 		return n.refuse(h, nbdwire.RepErrInvalid, err.Error())
 	}
-	if n.set.find(q.Name) == nil {
-		return n.refuse(h, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, n.set.unknown(q.Name))
+	if _, v := n.find(q.Name); v != granted {
+		return n.refuseExport(h, q.Name, v)
 	}
 	if len(q.Queries) > maxQueries {
 		return n.refuse(h, nbdwire.RepErrTooBig, "too many queries")

@@ -2,11 +2,13 @@ package export
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
@@ -35,6 +37,8 @@ var (
 	errOptionData     = errors.New("option data is too long")
 	errNoExport       = errors.New("no such export")
 	errFull           = errors.New("connection limit reached")
+	errNeedsTLS       = errors.New("client wants an export without the TLS that it requires")
+	errInjection      = errors.New("data behind STARTTLS and before its answer")
 )
 
 // blockSizes are what every export advertises: any offset and length is served.
@@ -43,14 +47,16 @@ var blockSizes = nbdwire.BlockSizes{Minimum: 1, Preferred: 4096, Maximum: MaxRea
 // negotiation is the handshake of one connection. It looks up exports and never touches
 // their files. One goroutine uses it.
 type negotiation struct {
-	conn   net.Conn
+	conn   net.Conn // under TLS once secure is set
 	in     *bufio.Reader
-	set    exportSet
+	terms  *terms
+	policy tlsPolicy
 	server *Server
 	client string
 	log    *slog.Logger
 	admit  func() bool // takes a place among the established connections
 
+	secure   bool // TLS is on
 	noZeroes bool
 	agreed   agreed
 	options  int
@@ -63,7 +69,7 @@ func (n *negotiation) negotiate() (*served, error) {
 	if err := n.greet(); err != nil {
 		return nil, err
 	}
-	limit := maxOptions + maxOptionsPerExport*len(n.set.list)
+	limit := maxOptions + maxOptionsPerExport*len(n.terms.exports.list)
 	for n.options = 0; n.options < limit; n.options++ {
 		e, err := n.option()
 		if e != nil || err != nil {
@@ -82,8 +88,18 @@ func (n *negotiation) greet() error {
 		return err
 	}
 	flags, err := nbdwire.DecodeClientFlags(b[:], offeredFlags)
+	if err != nil {
+		return err
+	}
 	n.noZeroes = flags&nbdwire.FlagNoZeroes != 0
-	return err
+	if flags&nbdwire.FlagFixedNewstyle == 0 {
+		// Such a client knows no error replies: it can't be told to turn TLS on.
+		if n.policy == forcedTLS {
+			return errNeedsTLS
+		}
+		n.policy = noTLS
+	}
+	return nil
 }
 
 // option serves one option. It returns the export once the client has chosen one.
@@ -104,6 +120,9 @@ func (n *negotiation) option() (*served, error) {
 		return n.exportName(h.Length)
 	case protocol.NEGOTIATION_ID_OPTION_ABORT:
 		return nil, n.abort(h.Length)
+	}
+	if n.policy == forcedTLS && !n.secure && h.ID != nbdwire.OptStartTLS {
+		return nil, n.refuse(h, nbdwire.RepErrTLSReqd, textNeedsTLS)
 	}
 	if n.server.draining.Load() {
 		return nil, n.refuse(h, nbdwire.RepErrShutdown, "server is shutting down")
@@ -133,11 +152,13 @@ func (n *negotiation) exportName(length uint32) (*served, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := n.set.find(string(name))
+	e, v := n.find(string(name))
 	switch {
 	case n.server.draining.Load():
 		return nil, errShuttingDown
-	case e == nil:
+	case v == needsTLS:
+		return nil, errNeedsTLS
+	case v == unknown:
 		return nil, fmt.Errorf("%q: %w", nbdwire.Shorten(string(name), maxShownName), errNoExport)
 	case !n.admit():
 		return nil, errFull
@@ -162,7 +183,7 @@ func (n *negotiation) list(h protocol.NegotiationOptionHeader) error {
 		return n.refuse(h, nbdwire.RepErrInvalid, "this option takes no data")
 	}
 	b := n.reply[:0]
-	for _, e := range n.set.list {
+	for _, e := range n.visible() {
 		b = nbdwire.AppendListEntry(b, e.Name, e.Description)
 	}
 	return n.send(nbdwire.AppendOptionReply(b, h.ID, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil))
@@ -180,9 +201,9 @@ func (n *negotiation) info(h protocol.NegotiationOptionHeader) (*served, error) 
 	if err != nil {
 		return nil, n.refuse(h, nbdwire.RepErrInvalid, err.Error())
 	}
-	e := n.set.find(r.Name)
-	if e == nil {
-		return nil, n.refuse(h, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, n.set.unknown(r.Name))
+	e, v := n.find(r.Name)
+	if v != granted {
+		return nil, n.refuseExport(h, r.Name, v)
 	}
 	agreed := n.agreed.chosen(r.Name)
 	chosen := h.ID == protocol.NEGOTIATION_ID_OPTION_GO
@@ -212,11 +233,92 @@ func appendInfo(b []byte, option uint32, e *served, flags uint16, r nbdwire.Info
 	return nbdwire.AppendOptionReply(b, option, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
 }
 
-func (n *negotiation) startTLS(h protocol.NegotiationOptionHeader) error {
-	if h.Length != 0 {
-		return n.refuse(h, nbdwire.RepErrInvalid, "this option takes no data")
+// verdict is whether a client may use an export.
+type verdict int
+
+const (
+	granted  verdict = iota
+	unknown          // there is none, as far as this client is to know
+	needsTLS         // there may be one for who turns TLS on
+)
+
+const textNeedsTLS = "the server requires TLS (connect with nbds://, with x509 certificates)"
+
+// find looks up an export for this client. While TLS could show more than is seen without, every
+// unknown name needs TLS: what lies behind it can't be probed (proto.md, "SELECTIVETLS mode").
+func (n *negotiation) find(name string) (*served, verdict) {
+	e, v := n.terms.exports.find(name), unknown
+	if e != nil {
+		v = n.sees(e)
 	}
-	return n.refuse(h, nbdwire.RepErrPolicy, "TLS is not configured")
+	if v == unknown && slices.ContainsFunc(n.terms.exports.list, func(o *served) bool { return n.sees(o) == needsTLS }) {
+		v = needsTLS
+	}
+	if v != granted {
+		e = nil
+	}
+	return e, v
+}
+
+func (n *negotiation) sees(e *served) verdict {
+	switch {
+	case n.secure || !e.secret:
+		return granted
+	case n.policy == noTLS:
+		return unknown
+	default:
+		return needsTLS
+	}
+}
+
+// visible are the exports that LIST shows: those that GO accepts.
+func (n *negotiation) visible() []*served {
+	var list []*served
+	for _, e := range n.terms.exports.list {
+		if n.sees(e) == granted {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+// refuseExport answers an option about an export that find does not grant.
+func (n *negotiation) refuseExport(h protocol.NegotiationOptionHeader, name string, v verdict) error {
+	if v == needsTLS {
+		return n.refuse(h, nbdwire.RepErrTLSReqd, textNeedsTLS)
+	}
+	return n.refuse(h, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, unknownText(name, n.visible()))
+}
+
+func (n *negotiation) startTLS(h protocol.NegotiationOptionHeader) error {
+	switch {
+	case h.Length != 0:
+		return n.refuse(h, nbdwire.RepErrInvalid, "this option takes no data")
+	case n.secure:
+		return n.refuse(h, nbdwire.RepErrInvalid, "TLS is on already")
+	case n.policy == noTLS:
+		return n.refuse(h, nbdwire.RepErrPolicy, "TLS is not configured")
+	case n.in.Buffered() > 0:
+		// Who sits on the wire may have put it there, to be taken for what TLS protects.
+		return errInjection
+	}
+	err := n.send(nbdwire.AppendOptionReply(n.reply[:0], h.ID, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil))
+	if err != nil {
+		return err
+	}
+	return n.upgrade()
+}
+
+// upgrade does TLS's own handshake, within the time of ours. Of what was agreed on before it nothing
+// may count any more (CVE-2021-3716) but the client's flags.
+func (n *negotiation) upgrade() error {
+	conn := newSecureConn(n.conn, n.terms.tls.Config)
+	if err := conn.HandshakeContext(context.Background()); err != nil {
+		return fmt.Errorf("TLS handshake: %w", err)
+	}
+	n.conn, n.secure, n.agreed = conn, true, agreed{}
+	n.in = bufio.NewReaderSize(conn, handshakeBuffer)
+	return nil
 }
 
 // refuse consumes the option's data and answers with an error and a text for people.

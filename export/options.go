@@ -9,6 +9,7 @@ import (
 type Options struct {
 	Exports []Export
 	Limits  Limits
+	TLS     TLS
 	Log     *slog.Logger // nil discards
 }
 

@@ -13,11 +13,11 @@ import (
 
 // Server serves exports on any number of listeners.
 type Server struct {
-	exports exportSet    // immutable
-	limits  Limits       // immutable
-	log     *slog.Logger // immutable
-	full    *limitedLog  // of what admission refuses
-	budget  *budget
+	limits Limits       // immutable; Memory, Floor and Stall are used, the others are those of terms
+	log    *slog.Logger // immutable
+	terms  atomic.Pointer[terms]
+	full   *limitedLog // of what admission refuses
+	budget *budget
 
 	draining atomic.Bool   // set once by Shutdown
 	stopped  chan struct{} // closed with it
@@ -46,13 +46,12 @@ func NewServer(o Options) (*Server, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	set, err := newExportSet(o.Exports, log)
+	terms, err := newTerms(o, log)
 	if err != nil {
 		return nil, err
 	}
-	limits := o.Limits.withDefaults()
-	return &Server{
-		exports:   set,
+	limits := terms.limits
+	s := &Server{
 		limits:    limits,
 		log:       log,
 		full:      newLimitedLog(log),
@@ -60,7 +59,9 @@ func NewServer(o Options) (*Server, error) {
 		stopped:   make(chan struct{}),
 		listeners: make(map[net.Listener]struct{}),
 		serving:   make(map[*transmission]struct{}),
-	}, nil
+	}
+	s.terms.Store(terms)
+	return s, nil
 }
 
 // Serve accepts connections from l, which it closes in the end, until ctx ends or Shutdown is

@@ -23,6 +23,9 @@ type transport interface {
 
 // newTransport writes through conn's descriptor where it has one.
 func newTransport(conn net.Conn) transport {
+	if tc, ok := conn.(*secureConn); ok {
+		return &secure{conn: tc}
+	}
 	if sc, ok := conn.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			t := &socket{raw: raw}
@@ -112,4 +115,71 @@ func (p *plain) writev(iov []unix.Iovec, wait bool) (int, error) {
 	}
 	defer p.end()
 	return p.conn.Write(unsafe.Slice(iov[0].Base, int(iov[0].Len)))
+}
+
+const (
+	// secureBytes bounds one writev under TLS, so that what a client takes is seen in time.
+	secureBytes = 256 << 10
+	// recordBytes is the longest record of TLS; less is gathered by copying.
+	recordBytes = 16 << 10
+)
+
+// secure is a transport over TLS. Encrypting takes its time and cannot stop in the middle of a
+// record, so all replies go through the writer goroutine.
+type secure struct {
+	blocked
+	conn *secureConn
+	buf  []byte // of recordBytes at most; kept for the next write
+}
+
+func (s *secure) writev(iov []unix.Iovec, wait bool) (int, error) {
+	s.begin()
+	if !wait {
+		return 0, nil
+	}
+	defer s.end()
+	s.conn.cork.hold()
+	n, err := s.encrypt(iov)
+	if e := s.conn.cork.release(); err == nil {
+		err = e
+	}
+	return n, err
+}
+
+// encrypt hands about secureBytes of iov to TLS, in as few records as it takes.
+func (s *secure) encrypt(iov []unix.Iovec) (int, error) {
+	total := 0
+	for _, v := range iov {
+		if total >= secureBytes {
+			break
+		}
+		b := unsafe.Slice(v.Base, int(v.Len))
+		for len(b) > 0 && total < secureBytes {
+			if len(s.buf) == 0 && len(b) >= recordBytes {
+				whole := min(len(b), secureBytes) / recordBytes * recordBytes
+				if _, err := s.conn.Write(b[:whole]); err != nil {
+					return 0, err
+				}
+				total, b = total+whole, b[whole:]
+				continue
+			}
+			n := min(len(b), recordBytes-len(s.buf))
+			s.buf, b, total = append(s.buf, b[:n]...), b[n:], total+n
+			if len(s.buf) == recordBytes {
+				if err := s.flush(); err != nil {
+					return 0, err
+				}
+			}
+		}
+	}
+	return total, s.flush()
+}
+
+func (s *secure) flush() error {
+	if len(s.buf) == 0 {
+		return nil
+	}
+	_, err := s.conn.Write(s.buf)
+	s.buf = s.buf[:0]
+	return err
 }
