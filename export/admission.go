@@ -21,6 +21,7 @@ import (
 // client is one accepted connection.
 type client struct {
 	conn  net.Conn      // immutable
+	peer  peer          // immutable, but that TLS adds names in the handshake
 	name  string        // immutable; for the log
 	stats ListenerStats // immutable; may be nil
 	heard atomic.Bool   // it has sent something
@@ -44,7 +45,8 @@ func (c *client) Read(b []byte) (int, error) {
 // exports have, and the oldest that has said nothing gives way: clients that connect and keep
 // silent cannot shut others out (CVE-2024-7409).
 func (s *Server) enter(conn net.Conn, stats ListenerStats) *client {
-	c := &client{conn: conn, name: clientName(conn), stats: stats}
+	c := &client{conn: conn, peer: peerOf(conn), stats: stats}
+	c.name = c.peer.logName(conn)
 	prepare(conn)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,6 +121,7 @@ func (s *Server) serve(c *client) {
 		in:     bufio.NewReaderSize(c, handshakeBuffer),
 		terms:  t,
 		policy: t.policy,
+		peer:   &c.peer,
 		server: s,
 		client: c.name,
 		log:    s.log.With("client", c.name),
@@ -199,16 +202,13 @@ func control(conn net.Conn, f func(fd int)) {
 	}
 }
 
-// clientName names the peer in the log: its address, or its process where it has none.
-func clientName(conn net.Conn) string {
-	name := "unknown"
-	if a := conn.RemoteAddr(); a != nil && a.Network() != "unix" {
+// logName names the peer in the log: its address, or its process where it has none.
+func (p *peer) logName(conn net.Conn) string {
+	if p.local {
+		return fmt.Sprintf("unix pid %d uid %d", p.pid, p.uid)
+	}
+	if a := conn.RemoteAddr(); p.addr.IsValid() {
 		return a.String()
 	}
-	control(conn, func(fd int) {
-		if cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			name = fmt.Sprintf("unix pid %d uid %d", cred.Pid, cred.Uid)
-		}
-	})
-	return name
+	return "unknown"
 }

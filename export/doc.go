@@ -18,6 +18,7 @@
 //	sender.go        replies: gather, writev, give back
 //	budget.go        bytes in flight, for the whole server and per connection
 //	tls.go           STARTTLS with certificates
+//	access.go        who may use an export: networks, users, groups, certificate names
 //	terms.go         what a handshake is held to: exports, limits, TLS
 //	server.go        listeners, admission, Shutdown
 //

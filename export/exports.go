@@ -20,6 +20,7 @@ type Export struct {
 	RoundUp     uint32      // pads the size with zeroes to a multiple of so many bytes, at most MaxRead; 0 and 1: exact
 	Stats       ExportStats // nil means none
 	TLS         TLSMode     // "" is the server's; off is the same as allow
+	Allow       Access      // who may use it; others are not told that it is there
 }
 
 // transmissionFlags say: read-only, flush does nothing and succeeds, one content for all, cache reads ahead.

@@ -51,6 +51,7 @@ type negotiation struct {
 	in     *bufio.Reader
 	terms  *terms
 	policy tlsPolicy
+	peer   *peer
 	server *Server
 	client string
 	log    *slog.Logger
@@ -260,14 +261,18 @@ func (n *negotiation) find(name string) (*served, verdict) {
 	return e, v
 }
 
+// sees tells whether this client may use e. A certificate that it has not shown yet may change that.
 func (n *negotiation) sees(e *served) verdict {
+	admitted := e.Allow.admits(n.peer)
 	switch {
-	case n.secure || !e.secret:
+	case admitted && (n.secure || !e.secret):
 		return granted
-	case n.policy == noTLS:
+	case n.policy == noTLS || n.secure:
 		return unknown
-	default:
+	case admitted || len(e.Allow.Names) > 0:
 		return needsTLS
+	default:
+		return unknown
 	}
 }
 
@@ -317,6 +322,7 @@ func (n *negotiation) upgrade() error {
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
 	n.conn, n.secure, n.agreed = conn, true, agreed{}
+	n.peer.names = certificateNames(conn.ConnectionState())
 	n.in = bufio.NewReaderSize(conn, handshakeBuffer)
 	return nil
 }
