@@ -48,6 +48,17 @@ type peer struct {
 	names []string // of a verified certificate; after STARTTLS only
 }
 
+// network is what counts as one address: all of IPv4's, and of IPv6's the half that a site's hosts share.
+// It is the zero Prefix unless addr is valid.
+func (p *peer) network() netip.Prefix {
+	bits := 32
+	if p.addr.Is6() {
+		bits = 64
+	}
+	network, _ := p.addr.Prefix(bits)
+	return network
+}
+
 // peerOf asks the kernel. The credentials of a unix socket are those at the time of connect.
 func peerOf(conn net.Conn) peer {
 	var p peer

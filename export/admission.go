@@ -25,6 +25,11 @@ type client struct {
 	name  string        // immutable; for the log
 	stats ListenerStats // immutable; may be nil
 	heard atomic.Bool   // it has sent something
+	ended chan struct{} // closed when nothing of the connection is left
+
+	export *served // set by the handshake, with secure
+	secure bool    // under TLS
+	idle   idleWatch
 
 	// guarded by Server.mu
 	evicted bool // closed to make room
@@ -45,7 +50,7 @@ func (c *client) Read(b []byte) (int, error) {
 // exports have, and the oldest that has said nothing gives way: clients that connect and keep
 // silent cannot shut others out (CVE-2024-7409).
 func (s *Server) enter(conn net.Conn, stats ListenerStats) *client {
-	c := &client{conn: conn, peer: peerOf(conn), stats: stats}
+	c := &client{conn: conn, peer: peerOf(conn), stats: stats, ended: make(chan struct{})}
 	c.name = c.peer.logName(conn)
 	prepare(conn)
 	s.mu.Lock()
@@ -59,10 +64,17 @@ func (s *Server) enter(conn net.Conn, stats ListenerStats) *client {
 		}
 		return nil
 	}
+	if n := s.addresses[c.peer.network()]; limits.PerAddress > 0 && c.peer.addr.IsValid() && n >= limits.PerAddress {
+		_ = conn.Close()
+		s.full.print(slog.LevelWarn, "client closed: connection limit of its address reached",
+			slog.String("client", c.name), slog.Int("limit", limits.PerAddress))
+		return nil
+	}
 	for len(s.handshakes) >= limits.Handshakes {
 		s.evictHandshake()
 	}
 	s.handshakes = append(s.handshakes, c)
+	s.addresses[c.peer.network()]++
 	s.conns.Add(1)
 	_ = conn.SetDeadline(time.Now().Add(limits.Handshake))
 	return c
@@ -101,7 +113,13 @@ func (s *Server) leave(c *client) {
 	} else {
 		s.handshakes = slices.DeleteFunc(s.handshakes, func(o *client) bool { return o == c })
 	}
+	if network := c.peer.network(); s.addresses[network] > 1 {
+		s.addresses[network]--
+	} else {
+		delete(s.addresses, network)
+	}
 	s.mu.Unlock()
+	close(c.ended)
 	s.conns.Done()
 }
 
@@ -132,7 +150,11 @@ func (s *Server) serve(c *client) {
 		n.end(err)
 		return
 	}
-	s.transmit(c, newTransmission(s, n.conn, e, n.agreed, c.name, n.early()))
+	c.export, c.secure = e, n.secure
+	count := &tally{next: e.Stats}
+	counted := *e
+	counted.Stats = count
+	s.transmit(c, newTransmission(s, n.conn, &counted, n.agreed, c.name, n.early()), count)
 }
 
 // end closes a handshake that chose no export.
@@ -152,13 +174,16 @@ func (n *negotiation) end(err error) {
 }
 
 // transmit serves the requests of a client that has a place.
-func (s *Server) transmit(c *client, t *transmission) {
+func (s *Server) transmit(c *client, t *transmission, count *tally) {
+	begin := time.Now()
 	_ = c.conn.SetDeadline(time.Time{})
 	s.mu.Lock()
-	s.serving[t] = struct{}{}
-	if s.draining.Load() {
+	s.serving[t] = c
+	terms := s.terms.Load()
+	if s.draining.Load() || !terms.keep(c) {
 		t.drain()
 	}
+	c.idle.set(t, terms.limits.Idle)
 	s.mu.Unlock()
 	if c.stats != nil {
 		c.stats.Connections(1)
@@ -167,11 +192,13 @@ func (s *Server) transmit(c *client, t *transmission) {
 	defer func() {
 		s.mu.Lock()
 		delete(s.serving, t)
+		c.idle.set(t, 0)
 		s.mu.Unlock()
 	}()
-	t.log.Debug("client connected")
+	t.log.Debug("client connected", "tls", c.secure)
 	t.run()
-	t.log.Debug("client gone")
+	t.log.Debug("client gone", "reads", count.reads.Load(), "bytes", count.bytes.Load(), "errors", count.errors.Load(),
+		"in", time.Since(begin).Round(time.Millisecond))
 }
 
 // sendBuffer is asked for on every socket. With the default of 208 KiB the two sides take

@@ -29,7 +29,7 @@ func (t *transmission) prefetch(q *request) {
 // readAhead reads a range, a part at a time, as long as the server's memory has room for it and
 // somebody may still want it.
 func (t *transmission) readAhead(s Span) {
-	for s.Length > 0 && t.life.Err() == nil && !t.server.draining.Load() {
+	for s.Length > 0 && t.life.Err() == nil && !t.leaving.Load() {
 		n := min(s.Length, aheadBytes)
 		c, ok := t.share.try(int64(n))
 		if !ok {

@@ -20,6 +20,7 @@
 //	tls.go           STARTTLS with certificates
 //	access.go        who may use an export: networks, users, groups, certificate names
 //	terms.go         what a handshake is held to: exports, limits, TLS
+//	update.go        another configuration: who lives on and who leaves
 //	server.go        listeners, admission, Shutdown
 //
 // The package sees a file through the interface File and knows nothing of filesystems.

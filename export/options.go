@@ -17,7 +17,9 @@ type Options struct {
 type Limits struct {
 	Connections int           // clients that chose an export; 100. One more is closed at once
 	Handshakes  int           // clients that have not yet; 256. One more ends the oldest silent one
-	Handshake   time.Duration // time to choose an export; 10 s
+	PerAddress  int           // connections of one client address over TCP, of one /64 for IPv6; 0: no limit of its own
+	Handshake   time.Duration // time to choose an export, TLS included; 10 s
+	Idle        time.Duration // a client that asks nothing for so long is disconnected; 0: never
 	Memory      int64         // bytes in flight shared by all connections; 64 MiB, at least MaxRead
 	Floor       int64         // bytes in flight that each connection has for itself beside Memory; 512 KiB
 	Stall       time.Duration // a client that takes no byte for so long while others wait for its memory is closed; 30 s

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,10 +25,11 @@ type Server struct {
 	conns    sync.WaitGroup
 
 	mu          sync.Mutex
-	listeners   map[net.Listener]struct{}  // guarded by mu
-	handshakes  []*client                  // guarded by mu; oldest first
-	established int                        // guarded by mu; places taken, limits.Connections at most
-	serving     map[*transmission]struct{} // guarded by mu
+	listeners   map[net.Listener]struct{} // guarded by mu
+	handshakes  []*client                 // guarded by mu; oldest first
+	established int                       // guarded by mu; places taken, limits.Connections at most
+	addresses   map[netip.Prefix]int      // guarded by mu; connections by their client's address, handshakes included
+	serving     map[*transmission]*client // guarded by mu
 }
 
 // ErrServerClosed is what Serve returns when it is called after Shutdown.
@@ -58,7 +60,8 @@ func NewServer(o Options) (*Server, error) {
 		budget:    newBudget(limits.Memory, limits.Floor, limits.Stall),
 		stopped:   make(chan struct{}),
 		listeners: make(map[net.Listener]struct{}),
-		serving:   make(map[*transmission]struct{}),
+		addresses: make(map[netip.Prefix]int),
+		serving:   make(map[*transmission]*client),
 	}
 	s.terms.Store(terms)
 	return s, nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
@@ -48,6 +49,9 @@ type transmission struct {
 	endLife context.CancelFunc
 	aside   errands[*request] // immutable; queries that wait for their extents
 	ahead   errands[Span]     // immutable; ranges to read ahead
+
+	leaving atomic.Bool   // what is asked from now on gets ESHUTDOWN; set once, by drain
+	heard   atomic.Uint64 // how often the client has sent something
 
 	buf       []byte // of readBuffer bytes
 	r, w      int    // buf[r:w] is read and not yet decoded
@@ -162,7 +166,7 @@ func (t *transmission) serve() error {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			return nil
-		case errors.Is(err, os.ErrDeadlineExceeded) && t.server.draining.Load():
+		case errors.Is(err, os.ErrDeadlineExceeded) && t.leaving.Load():
 		default:
 			return errDisconnected
 		}
@@ -185,6 +189,7 @@ func (t *transmission) fill() error {
 	n, err := t.conn.Read(t.buf[t.w:])
 	t.w += n
 	if n > 0 {
+		t.heard.Add(1)
 		return nil
 	}
 	if err == nil {
@@ -208,7 +213,7 @@ func (t *transmission) accept(h nbdwire.Request) error {
 		}
 		t.begin(q) // discard may have flushed
 	}
-	if q.err == nil && t.server.draining.Load() {
+	if q.err == nil && t.leaving.Load() {
 		q.err = errShuttingDown
 	}
 	if q.err != nil {
@@ -416,7 +421,7 @@ func (t *transmission) discard(n uint64) error {
 		}
 		t.flush()
 		err := t.fill()
-		if errors.Is(err, os.ErrDeadlineExceeded) && t.server.draining.Load() {
+		if errors.Is(err, os.ErrDeadlineExceeded) && t.leaving.Load() {
 			// A drain wakes readers that wait for a request. This one is inside of one: let
 			// it end, the drain's own time limits it.
 			err = t.conn.SetReadDeadline(time.Time{})
@@ -433,20 +438,26 @@ func (t *transmission) countDisc() {
 	}
 }
 
-// drain makes the reader look at drained.
-func (t *transmission) drain() { _ = t.conn.SetReadDeadline(time.Unix(1, 0)) }
+// drain ends the connection once the client is owed no more data.
+func (t *transmission) drain() {
+	t.leaving.Store(true)
+	t.wakeReader()
+}
+
+// wakeReader makes the reader look at drained.
+func (t *transmission) wakeReader() { _ = t.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // idle is called when no read is outstanding any more. sender.mu is held.
 func (t *transmission) idle() {
-	if t.server.draining.Load() {
-		t.drain()
+	if t.leaving.Load() {
+		t.wakeReader()
 	}
 }
 
-// drained tells whether the server shuts down and owes this client no more data. Until then
+// drained tells whether the connection is to end and the client is owed no more data. Until then
 // the reader goes on: whatever is asked meanwhile gets ESHUTDOWN.
 func (t *transmission) drained() bool {
-	if !t.server.draining.Load() {
+	if !t.leaving.Load() {
 		return false
 	}
 	// First the deadline, then the look: idle does it the other way round.

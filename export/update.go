@@ -1,0 +1,83 @@
+package export
+
+import (
+	"context"
+	"fmt"
+)
+
+// Update puts other exports, limits and TLS in the place of the present ones, for handshakes that begin
+// from now on. A connection lives on, losing nothing, if its export has the same name, File and RoundUp
+// and lets its client in as it is connected. The others drain, as at Shutdown. Of the limits Memory,
+// Floor and Stall stay what they were, and so does Log. An error means that nothing has changed.
+func (s *Server) Update(o Options) (*Departure, error) {
+	next, err := newTerms(o, s.log)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.terms.Store(next)
+	d := &Departure{leaving: make(map[*transmission]*client)}
+	for t, c := range s.serving {
+		if next.keep(c) {
+			c.idle.set(t, next.limits.Idle)
+			continue
+		}
+		t.drain()
+		d.leaving[t] = c
+	}
+	return d, nil
+}
+
+// keep tells whether a connection may go on under these terms.
+func (t *terms) keep(c *client) bool {
+	e := t.exports.byName[c.export.Name]
+	return e != nil && e.File == c.export.File && e.RoundUp == c.export.RoundUp &&
+		e.Allow.admits(&c.peer) && (c.secure || !e.secret)
+}
+
+// Departure is the connections that an Update ends.
+type Departure struct {
+	leaving map[*transmission]*client // immutable
+}
+
+// Len returns their number.
+func (d *Departure) Len() int { return len(d.leaving) }
+
+// Wait returns when all have ended: then nobody uses the Files that are served no more. When ctx ends
+// first it closes them and returns ctx's cause; reads that a File still holds may complete later.
+func (d *Departure) Wait(ctx context.Context) error {
+	for _, c := range d.leaving {
+		select {
+		case <-c.ended:
+		case <-ctx.Done():
+			return d.force(ctx)
+		}
+	}
+	return nil
+}
+
+func (d *Departure) force(ctx context.Context) error {
+	n := 0
+	for t, c := range d.leaving {
+		select {
+		case <-c.ended:
+		default:
+			n++
+			t.lose()
+			t.sender.fail(errAbandoned)
+		}
+	}
+	bound, cancel := context.WithTimeout(context.Background(), forceTime)
+	defer cancel()
+	for _, c := range d.leaving {
+		select {
+		case <-c.ended:
+		case <-bound.Done():
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("drain: %d connections closed by force: %w", n, context.Cause(ctx))
+}
