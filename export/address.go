@@ -86,15 +86,20 @@ func AddressOf(l net.Listener) Address {
 // URI returns the NBD URI under which clients find the export called name at this address:
 // nbd://host:port/NAME or nbd+unix:///NAME?socket=PATH, percent-encoded. A server on all
 // interfaces is named localhost.
-func (a Address) URI(name string) string {
+func (a Address) URI(name string) string { return a.uri("nbd", name) }
+
+// SecureURI is URI for who turns TLS on: nbds:// or nbds+unix://.
+func (a Address) SecureURI(name string) string { return a.uri("nbds", name) }
+
+func (a Address) uri(scheme, name string) string {
 	if a.network == "unix" {
-		return "nbd+unix:///" + escape(name, "") + "?socket=" + escape(a.addr, "/")
+		return scheme + "+unix:///" + escape(name, "") + "?socket=" + escape(a.addr, "/")
 	}
 	host, port, err := net.SplitHostPort(a.addr)
 	if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
-		return "nbd://localhost:" + port + "/" + escape(name, "")
+		return scheme + "://localhost:" + port + "/" + escape(name, "")
 	}
-	return "nbd://" + strings.ReplaceAll(a.addr, "%", "%25") + "/" + escape(name, "")
+	return scheme + "://" + strings.ReplaceAll(a.addr, "%", "%25") + "/" + escape(name, "")
 }
 
 // escape percent-encodes all but RFC 3986's unreserved characters and those of keep. net/url

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -156,5 +157,40 @@ func TestTCPAddressInUse(t *testing.T) {
 	}
 	if _, err := Listen(context.Background(), a); !errors.Is(err, ErrInUse) || strings.Count(err.Error(), "127.0.0.1") != 1 {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestSocketFile: the file is as wanted before anybody can connect, and a wish that can't be had leaves none.
+func TestSocketFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	a, err := ParseAddress("unix://" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range []SocketFile{{Mode: 0o600}, {Mode: 0o660, Group: strconv.Itoa(os.Getgid())}, {Mode: 0o777, User: strconv.Itoa(os.Getuid())}} {
+		l, err := ListenAs(context.Background(), a, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode().Perm() != f.Mode {
+			t.Errorf("%+v: %v, %v", f, info.Mode(), err)
+		}
+		if err := (SocketFile{Mode: 0o640}).Apply(path); err != nil {
+			t.Error(err)
+		}
+		if info, _ = os.Lstat(path); info.Mode().Perm() != 0o640 {
+			t.Errorf("after Apply: %v", info.Mode())
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err = ListenAs(context.Background(), a, SocketFile{Group: "no such group"})
+	if want := "listen unix://" + path + `: the socket's group "no such group" is unknown here (create it, or write another)`; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a socket was left: %v", err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/user"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -16,20 +18,32 @@ import (
 // ErrInUse is an address that somebody else listens on.
 var ErrInUse = errors.New("address in use")
 
+// SocketFile is who may connect to a unix socket: whoever may write to its file. What is zero stays as the
+// umask and the process have it. Users and groups are names or numbers.
+type SocketFile struct {
+	Mode        fs.FileMode // permissions
+	User, Group string
+}
+
 // Listen opens a listener on a. A unix socket that nobody answers on is replaced; one that
 // somebody does is an error that names him. The socket's file is removed when the listener is
 // closed, unless another one has taken its place.
 func Listen(ctx context.Context, a Address) (net.Listener, error) {
-	l, err := listen(ctx, a)
+	return ListenAs(ctx, a, SocketFile{})
+}
+
+// ListenAs is Listen. If a is a unix socket, its file is as f says before anybody can connect.
+func ListenAs(ctx context.Context, a Address, f SocketFile) (net.Listener, error) {
+	l, err := listen(ctx, a, f)
 	if err != nil {
 		return nil, fmt.Errorf("listen %s: %w", a, err)
 	}
 	return l, nil
 }
 
-func listen(ctx context.Context, a Address) (net.Listener, error) {
+func listen(ctx context.Context, a Address, f SocketFile) (net.Listener, error) {
 	if a.network == "unix" {
-		return listenUnix(ctx, a.addr)
+		return listenUnix(ctx, a.addr, f)
 	}
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, a.network, a.addr)
@@ -51,16 +65,21 @@ func cause(err error) error {
 	return op.Err
 }
 
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	var config net.ListenConfig
-	l, err := config.Listen(ctx, "unix", path)
+func listenUnix(ctx context.Context, path string, f SocketFile) (net.Listener, error) {
+	file, err := bindUnix(path, f)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		if err := removeStale(ctx, path); err != nil {
 			return nil, err
 		}
-		l, err = config.Listen(ctx, "unix", path)
+		file, err = bindUnix(path, f)
 	}
 	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }() // FileListener has a descriptor of its own
+	l, err := net.FileListener(file)
+	if err != nil {
+		_ = os.Remove(path)
 		return nil, cause(err)
 	}
 	ul := l.(*net.UnixListener)
@@ -71,6 +90,82 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 		return nil, err
 	}
 	return &unixListener{UnixListener: ul, path: path, id: id}, nil
+}
+
+// backlog is what Linux cuts to net.core.somaxconn.
+const backlog = 4096
+
+// bindUnix makes a listening socket. Between bind and listen nobody can connect: then its file gets the
+// permissions and the owner.
+func bindUnix(path string, f SocketFile) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), path)
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		_ = file.Close()
+		return nil, err
+	}
+	if err = f.Apply(path); err == nil {
+		err = unix.Listen(fd, backlog)
+	}
+	if err != nil {
+		_ = os.Remove(path)
+		_ = file.Close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// Apply gives the file at path its owner and permissions.
+func (f SocketFile) Apply(path string) error {
+	uid, err := f.id(f.User, "user")
+	if err != nil {
+		return err
+	}
+	gid, err := f.id(f.Group, "group")
+	if err != nil {
+		return err
+	}
+	if uid >= 0 || gid >= 0 {
+		err = os.Lchown(path, uid, gid)
+	}
+	if err == nil && f.Mode != 0 {
+		err = os.Chmod(path, f.Mode.Perm())
+	}
+	return pathless(err)
+}
+
+// id is the number of a user or a group, -1 for none.
+func (f SocketFile) id(name, what string) (int, error) {
+	if name == "" {
+		return -1, nil
+	}
+	if n, err := strconv.ParseUint(name, 10, 31); err == nil {
+		return int(n), nil
+	}
+	var id string
+	if what == "user" {
+		if u, err := user.Lookup(name); err == nil {
+			id = u.Uid
+		}
+	} else if g, err := user.LookupGroup(name); err == nil {
+		id = g.Gid
+	}
+	n, err := strconv.ParseUint(id, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("the socket's %s %q is unknown here (create it, or write another)", what, name)
+	}
+	return int(n), nil
+}
+
+// pathless strips the operation and the path, which Listen names.
+func pathless(err error) error {
+	if pe := (*os.PathError)(nil); errors.As(err, &pe) {
+		return fmt.Errorf("%s the socket: %w", pe.Op, pe.Err)
+	}
+	return err
 }
 
 // removeStale removes a socket that no one listens on. Only a refused connection says so.
