@@ -168,6 +168,13 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return fmt.Errorf("drain: %d connections closed by force: %w", n, context.Cause(ctx))
 }
 
+// Clients returns how many clients have chosen an export and how many have yet to.
+func (s *Server) Clients() (established, handshakes int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.established, len(s.handshakes)
+}
+
 func (s *Server) beginDrain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -1,7 +1,6 @@
 package export
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -9,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 )
 
@@ -56,7 +56,7 @@ func NewTLSConfig(certificate, key, clientCA string) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(certPEM)
+	block := findPEM(certPEM, "CERTIFICATE")
 	if _, err := x509.ParseCertificate(block.Bytes); err != nil {
 		return nil, &TLSFileError{certificate, fmt.Errorf("%w: %w", ErrCertificate, err)}
 	}
@@ -86,7 +86,7 @@ func NewTLSConfig(certificate, key, clientCA string) (*tls.Config, error) {
 	return c, nil
 }
 
-// readPEM reads a file whose first block's type ends with what.
+// readPEM reads a file with a block whose type ends with what.
 func readPEM(path, what string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err == nil && info.Size() > maxTLSFile {
@@ -102,16 +102,20 @@ func readPEM(path, what string) ([]byte, error) {
 	if err != nil {
 		return nil, &TLSFileError{path, err}
 	}
-	block, _ := pem.Decode(b)
-	switch {
-	case block == nil:
-		err = fmt.Errorf("%w: no PEM block (want -----BEGIN %s-----)", ErrCertificate, what)
-	case !bytes.HasSuffix([]byte(block.Type), []byte(what)):
-		err = fmt.Errorf("%w: the first PEM block is %q (want %s)", ErrCertificate, block.Type, what)
-	default:
-		return b, nil
+	if findPEM(b, what) == nil {
+		return nil, &TLSFileError{path, fmt.Errorf("%w: no PEM block of that kind (want -----BEGIN %s-----)", ErrCertificate, what)}
 	}
-	return nil, &TLSFileError{path, err}
+	return b, nil
+}
+
+// findPEM gives the first block whose type ends with what, nil if there is none.
+func findPEM(b []byte, what string) *pem.Block {
+	for {
+		var block *pem.Block
+		if block, b = pem.Decode(b); block == nil || strings.HasSuffix(block.Type, what) {
+			return block
+		}
+	}
 }
 
 // addAll adds every certificate of a PEM text, and unlike CertPool.AppendCertsFromPEM passes over none.

@@ -430,12 +430,12 @@ func TestNewTLSConfig(t *testing.T) {
 		{cert, key, "nosuch", "nosuch", "no such file or directory"},
 		{".", key, ca, ".", "is a directory"},
 		{"empty.pem", key, ca, "empty.pem", "no PEM block"},
-		{key, key, ca, key, "want CERTIFICATE"},
-		{cert, cert, ca, cert, "want PRIVATE KEY"},
+		{key, key, ca, key, "BEGIN CERTIFICATE"},
+		{cert, cert, ca, cert, "BEGIN PRIVATE KEY"},
 		{cert, "other-key.pem", ca, "other-key.pem", "does not fit"},
 		{"broken.pem", key, ca, "broken.pem", "unusable certificate"},
 		{cert, key, "broken.pem", "broken.pem", "unusable certificate"},
-		{cert, key, key, key, "want CERTIFICATE"},
+		{cert, key, key, key, "BEGIN CERTIFICATE"},
 	} {
 		_, err := NewTLSConfig(a.path(tc.cert), a.path(tc.key), a.path(tc.ca))
 		var fe *TLSFileError

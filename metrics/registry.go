@@ -36,6 +36,9 @@ type Registry struct {
 	requestTime *prometheus.HistogramVec
 	readBytes   *prometheus.CounterVec
 	connections *prometheus.GaugeVec
+
+	reloadSuccessful prometheus.Gauge
+	reloadTime       prometheus.Gauge
 }
 
 // New makes a Registry that is not ready yet, with the collectors of the process and of Go's runtime.
@@ -74,6 +77,11 @@ func New(b Build) *Registry {
 			"Bytes that successful reads of clients returned.", "export"),
 		connections: gauge("btrexport_nbd_connections",
 			"Connections that are open.", "listener"),
+
+		reloadSuccessful: prometheus.NewGauge(prometheus.GaugeOpts{Name: "btrexport_config_last_reload_successful",
+			Help: "1 if the last attempt to load the configuration succeeded, 0 if it was refused and the one before is served."}),
+		reloadTime: prometheus.NewGauge(prometheus.GaugeOpts{Name: "btrexport_config_last_reload_success_timestamp_seconds",
+			Help: "Unix time of the last load of a configuration that succeeded."}),
 	}
 	r.SetReady(false, "starting")
 	info := gauge("btrexport_build_info", "Always 1; the labels say which build runs.", "version", "goversion")
@@ -81,7 +89,7 @@ func New(b Build) *Registry {
 	r.reg.MustRegister(info,
 		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
 		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost, r.readsUnverified,
-		r.requests, r.requestTime, r.readBytes, r.connections,
+		r.requests, r.requestTime, r.readBytes, r.connections, r.reloadSuccessful, r.reloadTime,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
@@ -113,6 +121,21 @@ func addCount(c prometheus.Counter, n int) {
 	if n > 0 {
 		c.Add(float64(n))
 	}
+}
+
+// Reloaded tells how an attempt to load the configuration ended, the first one included.
+func (r *Registry) Reloaded(ok bool) {
+	if !ok {
+		r.reloadSuccessful.Set(0)
+		return
+	}
+	r.reloadSuccessful.Set(1)
+	r.reloadTime.SetToCurrentTime()
+}
+
+// RemoveListener drops the series of an address that is listened on no more.
+func (r *Registry) RemoveListener(name string) {
+	r.connections.DeleteLabelValues(name)
 }
 
 // RemoveFilesystem drops every series of a filesystem that is served no more. Handles that are still in use

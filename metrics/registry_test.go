@@ -32,6 +32,8 @@ const promised = `
 | btrexport_nbd_read_bytes_total | counter | export |
 | btrexport_nbd_connections | gauge | listener |
 | btrexport_build_info | gauge | version, goversion |
+| btrexport_config_last_reload_successful | gauge |  |
+| btrexport_config_last_reload_success_timestamp_seconds | gauge |  |
 `
 
 // populated has one of each handle and nothing counted.
@@ -105,7 +107,10 @@ func TestPromisedNamesTypesAndLabels(t *testing.T) {
 	families := gather(t, populated())
 	want := map[string]string{}
 	for line := range strings.SplitSeq(strings.TrimSpace(promised), "\n") {
-		cells := strings.Split(strings.Trim(line, "| "), " | ")
+		cells := strings.Split(strings.Trim(line, "|"), "|")
+		for i, c := range cells {
+			cells[i] = strings.TrimSpace(c)
+		}
 		labels := strings.Split(cells[2], ", ")
 		slices.Sort(labels)
 		want[cells[0]] = cells[1] + " " + strings.Join(labels, ",")
@@ -164,6 +169,8 @@ func TestSeriesAreBornAtZero(t *testing.T) {
 	const dev = "devid=1,filesystem=tank"
 	want := map[string]float64{
 		"build_info{goversion=go9,version=1.2.3}":             1,
+		"config_last_reload_successful{}":                     0,
+		"config_last_reload_success_timestamp_seconds{}":      0,
 		"device_reads_total{" + dev + "}":                     0,
 		"device_read_bytes_total{" + dev + "}":                0,
 		"device_read_errors_total{" + dev + "}":               0,
@@ -268,7 +275,8 @@ func TestRemove(t *testing.T) {
 	}
 	r.RemoveExport("vm1")
 	r.RemoveFilesystem("tank")
-	want := []string{"build_info{goversion=go9,version=1.2.3}", "nbd_connections{listener=unix:///s}"}
+	r.RemoveListener("unix:///s")
+	want := []string{"build_info{goversion=go9,version=1.2.3}", "config_last_reload_success_timestamp_seconds{}", "config_last_reload_successful{}"}
 	if got := slices.Sorted(maps.Keys(series(t, r))); !slices.Equal(got, want) {
 		t.Errorf("after removing all: %v, want %v", got, want)
 	}
@@ -407,5 +415,18 @@ func BenchmarkReadDone(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		d.ReadDone(4096, 70*time.Microsecond, nil)
+	}
+}
+
+func TestReloaded(t *testing.T) {
+	r := New(Build{})
+	r.Reloaded(true)
+	before := series(t, r)["config_last_reload_success_timestamp_seconds{}"]
+	if ok := series(t, r)["config_last_reload_successful{}"]; ok != 1 || before == 0 {
+		t.Errorf("after a success: %v at %v", ok, before)
+	}
+	r.Reloaded(false)
+	if ok, at := series(t, r)["config_last_reload_successful{}"], series(t, r)["config_last_reload_success_timestamp_seconds{}"]; ok != 0 || at != before {
+		t.Errorf("after a failure: %v at %v, want 0 at %v", ok, at, before)
 	}
 }
