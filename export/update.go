@@ -3,6 +3,7 @@ package export
 import (
 	"context"
 	"fmt"
+	"reflect"
 )
 
 // Update puts other exports, limits and TLS in the place of the present ones, for handshakes that begin
@@ -32,8 +33,13 @@ func (s *Server) Update(o Options) (*Departure, error) {
 // keep tells whether a connection may go on under these terms.
 func (t *terms) keep(c *client) bool {
 	e := t.exports.byName[c.export.Name]
-	return e != nil && e.File == c.export.File && e.RoundUp == c.export.RoundUp &&
+	return e != nil && (e == c.export || sameFile(e.File, c.export.File)) && e.RoundUp == c.export.RoundUp &&
 		e.Allow.admits(&c.peer) && (c.secure || !e.secret)
+}
+
+// sameFile compares two Files; those of a type that can't be compared are never the same.
+func sameFile(a, b File) bool {
+	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
 }
 
 // Departure is the connections that an Update ends.
