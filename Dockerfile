@@ -36,5 +36,7 @@ COPY LICENSE /LICENSE
 USER 65532:65532
 # NBD, and metrics with /-/healthy and /-/ready.
 EXPOSE 10809 9810
+# Asks /-/ready on 127.0.0.1:9810: a configuration without metrics there has no health check (--no-healthcheck).
+HEALTHCHECK --interval=30s --timeout=6s --start-period=60s CMD ["/btrexport", "status"]
 ENTRYPOINT ["/btrexport"]
 CMD ["serve", "-c", "/etc/btrexport/btrexport.yaml"]

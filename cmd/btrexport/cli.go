@@ -118,7 +118,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.logLevel, "log-level", "", "what to log: debug, info, warn or error (default: info for serve, else warn)")
 	root.PersistentFlags().StringVar(&a.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(a.serveCommand(), a.lsCommand(), a.infoCommand(), a.mapCommand(), a.cpCommand(), a.verifyCommand(), a.subvolumesCommand(),
-		a.sampleCommand(), a.checkConfigCommand(), a.probeCommand(), a.versionCommand())
+		a.sampleCommand(), a.checkConfigCommand(), a.probeCommand(), a.statusCommand(), a.versionCommand())
 	strictDefaults(root)
 	return root
 }
