@@ -115,10 +115,10 @@ func (a *app) root() *cobra.Command {
 		what, _, _ := strings.Cut(err.Error(), ": strconv.")
 		return fmt.Errorf("%s (see %s --help)", what, cmd.CommandPath())
 	})
-	root.PersistentFlags().StringVar(&a.logLevel, "log-level", "", "what to log: debug, info, warn or error (default: info for serve, else warn)")
+	root.PersistentFlags().StringVar(&a.logLevel, "log-level", "", "what to log: debug, info, warn or error (default: info for serve and attach --reconnect, else warn)")
 	root.PersistentFlags().StringVar(&a.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(a.serveCommand(), a.lsCommand(), a.infoCommand(), a.mapCommand(), a.cpCommand(), a.verifyCommand(), a.subvolumesCommand(),
-		a.sampleCommand(), a.checkConfigCommand(), a.probeCommand(), a.statusCommand(), a.versionCommand())
+		a.sampleCommand(), a.checkConfigCommand(), a.probeCommand(), a.statusCommand(), a.attachCommand(), a.detachCommand(), a.versionCommand())
 	strictDefaults(root)
 	return root
 }
@@ -180,6 +180,9 @@ func (a *app) setLog(cmd *cobra.Command) error {
 	if level == "" {
 		level = "warn"
 		if run, err := cmd.Flags().GetString("run"); err == nil && run == "" {
+			level = "info"
+		}
+		if stays, err := cmd.Flags().GetBool("reconnect"); err == nil && stays {
 			level = "info"
 		}
 	}

@@ -55,6 +55,9 @@ func classify(err error) (code int, kind string) {
 	var open *devio.OpenError
 	var config *configs.Error
 	is := func(target error) bool { return errors.Is(err, target) }
+	if code, kind, ok := attachKind(err); ok {
+		return code, kind
+	}
 	switch {
 	case is(errInternal):
 		return exitFailed, "internal"

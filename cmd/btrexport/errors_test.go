@@ -15,6 +15,7 @@ import (
 	"github.com/btrexport/btrexport/configs"
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/export"
+	"github.com/btrexport/btrexport/export/kernelnbd"
 	"github.com/btrexport/btrexport/fsread"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
@@ -56,6 +57,11 @@ func TestClassify(t *testing.T) {
 		{"data lost by checksum", lost(ondisk.ErrChecksum, volume.ErrMissing), 1, "checksum"},
 		{"data lost by a missing device", lost(volume.ErrMissing), 1, "lost"},
 		{"feature", &ondisk.UnsupportedError{Feature: "zoned"}, 1, "unsupported"},
+		{"no NBD driver", fmt.Errorf("attach: %w", kernelnbd.ErrNoDriver), 1, "no-driver"},
+		{"no NBD device", kernelnbd.ErrNotDevice, 2, "device"},
+		{"NBD device in use", fmt.Errorf("attach: %w", &kernelnbd.InUseError{PID: 7}), 1, "in-use"},
+		{"server that wants TLS", kernelnbd.ErrTLS, 2, "usage"},
+		{"another export than before", kernelnbd.ErrChanged, 1, "changed"},
 		{"no such path", &fsread.PathError{Err: fsread.ErrNotExist}, 2, "not-found"},
 		{"no such subvolume", noSubvolume(7), 2, "not-found"},
 		{"directory", &fsread.PathError{Err: fsread.ErrIsDir}, 2, "is-directory"},
