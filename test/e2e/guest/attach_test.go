@@ -1,0 +1,61 @@
+//go:build linux
+
+package guest
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
+)
+
+// TestAttach: in a guest with Debian's kernel, nbd-client and our own attach each put an export at /dev/nbd0,
+// with the right size and bytes, read-only; the ext4 on it mounts; a server that is killed means errors and
+// not a hang, and one that comes back is read on. testdata/attach.sh is the guest's side.
+func TestAttach(t *testing.T) {
+	need(t, "nbd-client")
+	ctx := bounded(t)
+	m, err := fsreadtest.ReadManifest("../../../cmd/btrexport/sample", "sample")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := ""
+	for _, e := range m.Entries {
+		if string(e.Path) == "@images/vm1.raw" {
+			sum = e.SHA256
+		}
+	}
+	dir := t.TempDir()
+	must(ctx, t, program(t), "sample", dir)
+	s := newServer(t, "-d", dir+"/disk0.img", "-d", dir+"/disk1.img", "-e", "vm1=/@images/vm1.raw", "-e", "other=/@images/plain.raw")
+
+	r := newTree(t, "attach.sh")
+	r.add(t, "bin/btrexport", program(t))
+	r.addProgram(ctx, t, "nbd-client")
+	uri := "nbd://10.0.2.2:" + s.Port + "/"
+	r.files["uri"] = []byte(uri)
+	got := boot(ctx, t, r.write(t), map[string]func(){"kill": s.kill, "start": s.start}, network()...)
+
+	const sectors = "32768" // of 512 bytes
+	got.check(t, map[string]string{
+		"nbd-client": "0", "nbd-client-size": sectors, "nbd-client-ro": "1", "nbd-client-sum": sum,
+		"nbd-client-detach": "/dev/nbd0: detached",
+		"attach":            "/dev/nbd0: attached  16 MiB  read-only  " + uri + "vm1", "attach-size": sectors, "attach-ro": "1", "attach-sector": "512",
+		"attach-sum": sum, "write": "1", "again": "/dev/nbd0: already attached to " + uri + "vm1", "again-status": "0",
+		"chosen": "/dev/nbd1", "chosen-size": "1953", "no-module": "btrexport: attach /dev/nbd0: kernel module nbd is not loaded (sudo modprobe nbd)",
+		"parallel":   strings.TrimSpace(strings.Repeat(sum+" ", 4)),
+		"mount":      "0",
+		"detach":     "0",
+		"not-detach": "/dev/nbd0: is not attached",
+		"dead":       "failed", "alive": sum, "restart": strings.Repeat(sum+" ", 3) + "0", "watcher": "0", "stopped": "0", "end": "",
+	})
+	if want := "btrexport: attach /dev/nbd0: in use by pid "; !strings.HasPrefix(got["in-use"], want) || !strings.HasSuffix(got["in-use"], " 1") {
+		t.Errorf("another export on the device: got %q, want %q… and exit status 1", got["in-use"], want)
+	}
+	if want := "btrexport: detach /dev/nbd0: in use by /mnt (unmount it first, or --force) 1"; got["mounted"] != want {
+		t.Errorf("detach while mounted: got %q, want %q", got["mounted"], want)
+	}
+	if !strings.Contains(got["file"], "ext4") {
+		t.Errorf("the file in the ext4 holds %q", got["file"])
+	}
+}
