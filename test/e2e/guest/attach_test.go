@@ -48,6 +48,8 @@ func TestAttach(t *testing.T) {
 		"detach":     "0",
 		"not-detach": "/dev/nbd0: is not attached",
 		"dead":       "failed", "alive": sum, "restart": strings.Repeat(sum+" ", 3) + "0", "watcher": "0", "stopped": "0", "end": "",
+		"unix": "/dev/nbd0: attached  16 MiB  read-only  nbd+unix:///vm1?socket=/nbd.sock", "hung": "failed",
+		"woken": "/dev/nbd0: already attached to nbd+unix:///vm1?socket=/nbd.sock", "unix-sum": sum,
 	})
 	if want := "btrexport: attach /dev/nbd0: in use by pid "; !strings.HasPrefix(got["in-use"], want) || !strings.HasSuffix(got["in-use"], " 1") {
 		t.Errorf("another export on the device: got %q, want %q… and exit status 1", got["in-use"], want)

@@ -91,3 +91,19 @@ kill $watcher
 wait $watcher
 say stopped $?
 btrexport detach /dev/nbd0
+
+# A server on a unix socket of this machine hangs: reads fail, and do not wait for ever. It wakes up: the same
+# attach again replaces the dead connection.
+btrexport sample /demo >/dev/null
+btrexport serve -d /demo/disk0.img -d /demo/disk1.img -e vm1=/@images/vm1.raw -l unix:///nbd.sock 2>/dev/null &
+server=$!
+until btrexport status 'nbd+unix:///vm1?socket=/nbd.sock' >/dev/null 2>&1; do sleep 0.1; done
+local_attach() { btrexport attach --timeout 2s --dead-conn-timeout 2s 'nbd+unix:///vm1?socket=nbd.sock' /dev/nbd0 2>&1; }
+say unix "$(local_attach)"
+cold
+kill -STOP $server
+if dd if=/dev/nbd0 of=/dev/null bs=1M count=1 >/dev/null 2>&1; then say hung read; else say hung failed; fi
+kill -CONT $server
+say woken "$(local_attach)"
+say unix-sum "$(sum /dev/nbd0)"
+btrexport detach /dev/nbd0
