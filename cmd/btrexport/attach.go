@@ -193,6 +193,8 @@ func attachKind(err error) (code int, kind string, ok bool) {
 		return exitUsage, "device", true
 	case is(kernelnbd.ErrTLS), is(kernelnbd.ErrMultiConn), is(kernelnbd.ErrBlockSize):
 		return exitUsage, "usage", true
+	case errors.As(err, new(*kernelnbd.ConnectError)):
+		return exitFailed, "connect", true
 	case is(kernelnbd.ErrNoDriver):
 		return exitFailed, "no-driver", true
 	case errors.As(err, new(*kernelnbd.InUseError)):

@@ -61,6 +61,7 @@ func TestClassify(t *testing.T) {
 		{"no NBD device", kernelnbd.ErrNotDevice, 2, "device"},
 		{"NBD device in use", fmt.Errorf("attach: %w", &kernelnbd.InUseError{PID: 7}), 1, "in-use"},
 		{"server that wants TLS", kernelnbd.ErrTLS, 2, "usage"},
+		{"server to attach that is not there", &kernelnbd.ConnectError{Err: fs.ErrNotExist}, 1, "connect"},
 		{"another export than before", kernelnbd.ErrChanged, 1, "changed"},
 		{"no such path", &fsread.PathError{Err: fsread.ErrNotExist}, 2, "not-found"},
 		{"no such subvolume", noSubvolume(7), 2, "not-found"},

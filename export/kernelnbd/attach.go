@@ -38,6 +38,15 @@ var (
 	ErrChanged = errors.New("the export has changed")
 )
 
+// ConnectError is a server that can't be reached, or that refuses the export.
+type ConnectError struct{ Err error }
+
+// Error is the cause's.
+func (e *ConnectError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *ConnectError) Unwrap() error { return e.Err }
+
 // InUseError is a device that is attached to another backend, or held open.
 type InUseError struct {
 	Device  string
@@ -284,6 +293,7 @@ func dialSockets(ctx context.Context, t nbdclient.Target, n int) (*sockets, erro
 		case errors.As(err, &refused) && refused.Type == nbdwire.RepErrTLSReqd:
 			err = ErrTLS
 		case err != nil:
+			err = &ConnectError{err}
 		case n > 1 && !info.MultiConn():
 			err = ErrMultiConn
 		case len(d.files) > 1 && (info.Size != d.info.Size || info.Flags != d.info.Flags):

@@ -167,6 +167,7 @@ func TestAttachRefused(t *testing.T) {
 		target func(*nbdclient.Target)
 		o      Options
 		is     error
+		as     any
 		text   string
 	}{
 		{name: "no driver", kernel: func(k *fake) { k.noDriver = true }, is: ErrNoDriver, text: "kernel module nbd is not loaded (sudo modprobe nbd)"},
@@ -178,6 +179,7 @@ func TestAttachRefused(t *testing.T) {
 		{name: "sysfs is nonsense", kernel: func(k *fake) { k.write("sys/block/nbd1/pid", "x\n") }, text: "nbd1/pid"},
 		{name: "never usable", kernel: func(k *fake) { k.late = time.Second }, text: "is not usable after"},
 		{name: "no such export", target: func(t *nbdclient.Target) { t.Export = "nosuch" }, text: "nosuch"},
+		{name: "nobody there, told as such", target: func(t *nbdclient.Target) { t.Address += "x" }, as: new(*ConnectError)},
 		{name: "nobody there", target: func(t *nbdclient.Target) { t.Address += "x" }, is: os.ErrNotExist},
 		{name: "blocks", o: Options{BlockSize: 1 << 20}, is: ErrBlockSize},
 		{name: "small blocks", o: Options{BlockSize: 256}, is: ErrBlockSize},
@@ -206,7 +208,7 @@ func TestAttachRefused(t *testing.T) {
 			if err == nil {
 				t.Fatalf("attached: %+v", a)
 			}
-			if tc.is != nil && !errors.Is(err, tc.is) || !strings.Contains(err.Error(), tc.text) {
+			if tc.is != nil && !errors.Is(err, tc.is) || tc.as != nil && !errors.As(err, tc.as) || !strings.Contains(err.Error(), tc.text) {
 				t.Errorf("got %v, want %v and %q", err, tc.is, tc.text)
 			}
 		})
