@@ -177,14 +177,7 @@ func (n *negotiation) end(err error) {
 func (s *Server) transmit(c *client, t *transmission, count *tally) {
 	begin := time.Now()
 	_ = c.conn.SetDeadline(time.Time{})
-	s.mu.Lock()
-	s.serving[t] = c
-	terms := s.terms.Load()
-	if s.draining.Load() || !terms.keep(c) {
-		t.drain()
-	}
-	c.idle.set(t, terms.limits.Idle)
-	s.mu.Unlock()
+	s.enlist(c, t)
 	if c.stats != nil {
 		c.stats.Connections(1)
 		defer c.stats.Connections(-1)
@@ -199,6 +192,18 @@ func (s *Server) transmit(c *client, t *transmission, count *tally) {
 	t.run()
 	t.log.Debug("client gone", "reads", count.reads.Load(), "bytes", count.bytes.Load(), "errors", count.errors.Load(),
 		"in", time.Since(begin).Round(time.Millisecond))
+}
+
+// enlist makes a connection one that Update and Shutdown know. Its terms may have changed meanwhile.
+func (s *Server) enlist(c *client, t *transmission) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.serving[t] = c
+	terms := s.terms.Load()
+	if s.draining.Load() || !terms.keep(c) {
+		t.drain()
+	}
+	c.idle.set(t, terms.limits.Idle)
 }
 
 // sendBuffer is asked for on every socket. With the default of 208 KiB the two sides take

@@ -7,7 +7,7 @@ import (
 )
 
 // Update puts other exports, limits and TLS in the place of the present ones, for handshakes that begin
-// from now on. A connection lives on, losing nothing, if its export has the same name, File and RoundUp
+// from now on. A connection lives on, losing nothing, if its export has the same name, File (by ==) and RoundUp
 // and lets its client in as it is connected. The others drain, as at Shutdown. Of the limits Memory,
 // Floor and Stall stay what they were, and so does Log. An error means that nothing has changed.
 func (s *Server) Update(o Options) (*Departure, error) {
@@ -33,13 +33,15 @@ func (s *Server) Update(o Options) (*Departure, error) {
 // keep tells whether a connection may go on under these terms.
 func (t *terms) keep(c *client) bool {
 	e := t.exports.byName[c.export.Name]
-	return e != nil && (e == c.export || sameFile(e.File, c.export.File)) && e.RoundUp == c.export.RoundUp &&
-		e.Allow.admits(&c.peer) && (c.secure || !e.secret)
+	if e == nil || e != c.export && (!sameFile(e.File, c.export.File) || e.RoundUp != c.export.RoundUp) {
+		return false
+	}
+	return e.Allow.admits(&c.peer) && (c.secure || !e.secret)
 }
 
-// sameFile compares two Files; those of a type that can't be compared are never the same.
+// sameFile compares what an interface can't always: a File may be of a type that has no ==.
 func sameFile(a, b File) bool {
-	return reflect.TypeOf(a) == reflect.TypeOf(b) && reflect.TypeOf(a).Comparable() && a == b
+	return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b
 }
 
 // Departure is the connections that an Update ends.

@@ -215,6 +215,26 @@ func TestUpdateRefused(t *testing.T) {
 	fx.ready("disk").alive(data)
 }
 
+// valueFile is a File that == can't compare.
+type valueFile struct {
+	*fakeFile
+	tags []string
+}
+
+// TestUpdateOfValues: such a File is another one after an update, and no panic.
+func TestUpdateOfValues(t *testing.T) {
+	data := pattern()[:4096]
+	f := valueFile{fakeFile: &fakeFile{data: data}}
+	fx := start(t, Options{Exports: oneExport(f)})
+	c := fx.ready("disk")
+	c.alive(data)
+	if d := fx.update(Options{Exports: oneExport(f)}); d.Len() != 1 {
+		t.Errorf("%d connections leave, want 1", d.Len())
+	}
+	c.wantClosed()
+	fx.ready("disk").alive(data)
+}
+
 // TestIdle: who asks nothing goes, also when the limit comes later; who waits for an answer stays.
 func TestIdle(t *testing.T) {
 	data := pattern()[:1<<20]
