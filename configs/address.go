@@ -12,11 +12,12 @@ import (
 // maxSocketPath is the longest path that a Linux struct sockaddr_un holds beside its final NUL.
 const maxSocketPath = 107
 
-// String is the address as a configuration has it: unix:///path or tcp://host:port.
+// String is the address as a configuration has it, without options: unix:///path or tcp://host:port.
 func (l Listen) String() string { return l.Network + "://" + l.Address }
 
 // ParseListen reads unix:///path/to.sock or tcp://host:port; the port may be left out (DefaultPort), the host
-// too (every interface), not both. The path is taken literally, without escapes. Pos stays empty.
+// too (every interface), not both. The path is taken literally, without escapes, up to a ? that has a = behind
+// it: then come mode=0660, user=NAME, group=NAME, joined by &. Pos stays empty.
 func ParseListen(s string) (Listen, error) {
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
 		return parseUnix(s, path)
@@ -38,7 +39,11 @@ func ParseListen(s string) (Listen, error) {
 // ParseMetricsListen reads host:port, as Prometheus' programs take it, or unix:///path/to.sock.
 func ParseMetricsListen(s string) (Listen, error) {
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		return parseUnix(s, path)
+		l, err := parseUnix(s, path)
+		if err == nil && l != (Listen{Network: l.Network, Address: l.Address}) {
+			return Listen{}, fmt.Errorf("%s: the socket of the metrics has no options (write unix://%s)", quote(s), l.Address)
+		}
+		return l, err
 	}
 	if strings.Contains(s, "://") {
 		_, rest, _ := strings.Cut(s, "://")
@@ -53,6 +58,13 @@ func ParseMetricsListen(s string) (Listen, error) {
 
 func parseUnix(s, rest string) (Listen, error) {
 	path, ok := strings.CutPrefix(rest, "//")
+	l := Listen{Network: "unix"}
+	if i := strings.LastIndexByte(path, '?'); i >= 0 && strings.Contains(path[i:], "=") {
+		if err := l.parseSocketOptions(path[i+1:]); err != nil {
+			return Listen{}, fmt.Errorf("%s: %w", quote(s), err)
+		}
+		path = path[:i]
+	}
 	switch {
 	case !ok || !strings.HasPrefix(path, "/"):
 		return Listen{}, fmt.Errorf("%s: the socket's path is not absolute (write unix:///%s)", quote(s), strings.TrimLeft(rest, "/"))
@@ -61,7 +73,8 @@ func parseUnix(s, rest string) (Listen, error) {
 	case len(path) > maxSocketPath:
 		return Listen{}, fmt.Errorf("%s: the path has %d bytes, a socket's may have %d (use a shorter one)", quote(s), len(path), maxSocketPath)
 	}
-	return Listen{Network: "unix", Address: path}, nil
+	l.Address = path
+	return l, nil
 }
 
 // parseHostPort gives host:port in the spelling of net.Listen. An empty defaultPort demands a port.

@@ -26,6 +26,7 @@ func (c *Config) check(errs *errorList) {
 	c.checkListen(errs)
 	c.checkFilesystems(errs)
 	c.checkExports(errs)
+	c.checkTLS(errs)
 }
 
 func (c *Config) checkListen(errs *errorList) {
@@ -79,6 +80,27 @@ func (c *Config) checkExports(errs *errorList) {
 			names[e.Name] = e.Pos
 		}
 		filesystems.resolve(e, errs)
+	}
+}
+
+// checkTLS looks for what can't be kept: a promise of TLS without certificate, names that nobody can prove.
+func (c *Config) checkTLS(errs *errorList) {
+	t := &c.TLS
+	if t.Mode == "allow" || t.Mode == "require" {
+		for _, f := range []struct{ key, file string }{{"certificate", t.Certificate}, {"key", t.Key}} {
+			if f.file == "" {
+				errs.add(t.Pos, "tls: mode %s needs a %s (add %s: FILE)", t.Mode, f.key, f.key)
+			}
+		}
+	}
+	for i := range c.Exports {
+		e := &c.Exports[i]
+		switch {
+		case e.TLS != "" && t.Mode == "off":
+			errs.add(e.TLSPos, "export %s: tls: %s can't be kept, TLS is off (write tls: with mode: allow, certificate and key)", quote(e.Name), e.TLS)
+		case len(e.Allow.Names) > 0 && (t.Mode == "off" || t.ClientCA == ""):
+			errs.add(e.AllowPos, "export %s: allow: name: fits nobody, clients show no certificates (add client_ca to tls, and mode: allow or require)", quote(e.Name))
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -38,6 +39,9 @@ type Config struct {
 type Listen struct {
 	Network string // "unix" or "tcp", as net.Listen takes it
 	Address string // the socket's absolute path, or host:port
+	Mode    uint32 // permissions of the socket's file; 0: as the umask has it
+	User    string // its owner, by name or number; empty: who runs the server
+	Group   string // likewise
 	Pos     Pos    // without a line and a flag if DefaultListen was filled in
 }
 
@@ -72,34 +76,49 @@ type Export struct {
 	SubvolID      uint64 // 0 if Subvol or the default subvolume says
 	Path          string // absolute, inside the subvolume
 	Description   string
-	RoundUp       int64 // the size is padded with zeroes to a multiple of it; 0: not padded
-	Pos           Pos   // of the name; what is left out below has the place of the export
-	PathPos       Pos   // of the path
-	SubvolPos     Pos   // of subvol or subvolid, whichever was given
-	FilesystemPos Pos   // of the filesystem's name
+	RoundUp       int64  // the size is padded with zeroes to a multiple of it; 0: not padded
+	TLS           string // "allow" or "require"; empty: TLS.Mode says
+	Allow         Access
+	Pos           Pos // of the name; what is left out below has the place of the export
+	PathPos       Pos // of the path
+	SubvolPos     Pos // of subvol or subvolid, whichever was given
+	FilesystemPos Pos // of the filesystem's name
+	TLSPos        Pos // of tls
+	AllowPos      Pos // of the list
 }
 
-// TLS is the tls section. Mode is "off": this version serves no TLS and refuses the other modes.
+// TLS is the tls section. Unless Mode is off, Certificate and Key are set. What the files hold is not checked here.
 type TLS struct {
-	Mode        string
-	Certificate string
-	Key         string
-	ClientCA    string
-	Pos         Pos
+	Mode           string // "off", "allow" or "require"
+	Certificate    string
+	Key            string
+	ClientCA       string // empty: clients need no certificate
+	Pos            Pos
+	CertificatePos Pos
+	KeyPos         Pos
+	ClientCAPos    Pos
 }
 
 // Limits bounds what clients can ask of the server.
 type Limits struct {
-	Connections int           // at the same time, over all addresses
-	Handshake   time.Duration // from accept to the end of negotiation
-	Drain       time.Duration // after SIGTERM, for reads in flight; may be 0
+	Connections           int           // at the same time, over all addresses
+	ConnectionsPerAddress int           // of one client address over TCP; 0: as many as Connections
+	Handshake             time.Duration // from accept to the end of negotiation
+	Idle                  time.Duration // a client that asks nothing for so long is disconnected; 0: never
+	Drain                 time.Duration // after SIGTERM or a reload, for reads in flight; may be 0
 }
 
 // SameAs tells whether both exports serve the same bytes under the same terms, wherever they were written.
 // A reload keeps the connections of an export that is the same in both configurations.
 func (e Export) SameAs(o Export) bool {
-	e.Pos, e.PathPos, e.SubvolPos, e.FilesystemPos = o.Pos, o.PathPos, o.SubvolPos, o.FilesystemPos
-	return e == o
+	return e.Name == o.Name && e.SameFile(o) && e.Description == o.Description && e.RoundUp == o.RoundUp && e.TLS == o.TLS &&
+		slices.Equal(e.Allow.Networks, o.Allow.Networks) && slices.Equal(e.Allow.UIDs, o.Allow.UIDs) &&
+		slices.Equal(e.Allow.GIDs, o.Allow.GIDs) && slices.Equal(e.Allow.Names, o.Allow.Names)
+}
+
+// SameFile tells whether both name the same file of filesystems of the same name.
+func (e Export) SameFile(o Export) bool {
+	return e.Filesystem == o.Filesystem && e.Subvol == o.Subvol && e.SubvolID == o.SubvolID && e.Path == o.Path
 }
 
 // SameAs tells whether both filesystems name the same devices, in any order, and read them in the same way.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,10 +45,11 @@ func TestExample(t *testing.T) {
 		}},
 		Exports: []Export{
 			{Name: "vm1", Filesystem: "tank", Subvol: "/@images", Path: "/vm1.raw", Description: "first VM", RoundUp: 512,
-				Pos: at(32), PathPos: at(35), SubvolPos: at(34), FilesystemPos: at(33)},
-			{Name: "vm2", Filesystem: "tank", SubvolID: 257, Path: "/vm2.raw", Pos: at(40), PathPos: at(42), SubvolPos: at(41), FilesystemPos: at(40)},
+				Pos: at(32), PathPos: at(35), SubvolPos: at(34), FilesystemPos: at(33), TLSPos: at(32), AllowPos: at(32)},
+			{Name: "vm2", Filesystem: "tank", SubvolID: 257, Path: "/vm2.raw", Pos: at(42), PathPos: at(44), SubvolPos: at(43), FilesystemPos: at(42),
+				TLSPos: at(42), AllowPos: at(42)},
 		},
-		TLS:    TLS{Mode: "off", Pos: at(46)},
+		TLS:    TLS{Mode: "off", Pos: at(49), CertificatePos: at(49), KeyPos: at(49), ClientCAPos: at(49)},
 		Limits: Limits{Connections: 100, Handshake: 10 * time.Second, Drain: 10 * time.Second},
 	}
 	if d := cmp.Diff(want, c); d != "" {
@@ -83,8 +85,8 @@ func TestExampleDocumentsEveryKey(t *testing.T) {
 			}
 		}
 	}
-	if total != 6+1+10+9+4+3 {
-		t.Errorf("%d keys checked, want all 33 of the schema", total)
+	if total != 6+1+10+9+4+5 {
+		t.Errorf("%d keys checked, want all 35 of the schema", total)
 	}
 }
 
@@ -99,9 +101,10 @@ func TestDefaults(t *testing.T) {
 		Listen: []Listen{{Network: "tcp", Address: "127.0.0.1:10809", Pos: Pos{File: "f.yaml"}}},
 		Filesystems: []Filesystem{{Name: "tank", Devices: []Device{{Path: "/dev/sdb", Pos: at(3)}},
 			DirectIO: true, Workers: DefaultWorkers, Cache: DefaultCache, IOEngine: "auto", SlowRead: time.Second, Pos: at(2)}},
-		Exports: []Export{{Name: "vm1", Filesystem: "tank", Path: "/vm1.raw", Pos: at(5), PathPos: at(6), SubvolPos: at(5), FilesystemPos: at(5)}},
-		TLS:     TLS{Mode: "off"},
-		Limits:  Limits{Connections: 100, Handshake: 10 * time.Second, Drain: 10 * time.Second},
+		Exports: []Export{{Name: "vm1", Filesystem: "tank", Path: "/vm1.raw", Pos: at(5), PathPos: at(6), SubvolPos: at(5), FilesystemPos: at(5),
+			TLSPos: at(5), AllowPos: at(5)}},
+		TLS:    TLS{Mode: "off"},
+		Limits: Limits{Connections: 100, Handshake: 10 * time.Second, Drain: 10 * time.Second},
 	}
 	if d := cmp.Diff(want, c); d != "" {
 		t.Errorf("defaults (-want +got):\n%s", d)
@@ -113,16 +116,17 @@ func TestDefaults(t *testing.T) {
 
 func TestEveryValueIsTaken(t *testing.T) {
 	const text = `
-listen: ["tcp://[::1]:99"]
+listen: ["tcp://[::1]:99", "unix:///run/a?b.sock?mode=0640&user=u&group=7"]
 metrics: {listen: "unix:///run/m.sock"}
 filesystems:
 - {name: a, devices: [disk.img], degraded: true, direct_io: false, workers: 3, cache: 1MB, io_engine: pread, allow_mounted: true, ignore_log: true, slow_read: 250ms}
 - {name: "10", devices: [/dev/sdd]}
 exports:
-- {name: x y, filesystem: "10", subvol: "@s", path: /p, description: "two\nlines", round_up: 4KiB}
-- {name: "üñ/=", filesystem: a, subvolid: 5, path: "/a b"}
-tls: {mode: "off", certificate: c.pem, key: /k, client_ca: /ca}
-limits: {connections: 7, handshake: 1m30s, drain: 0s}
+- {name: x y, filesystem: "10", subvol: "@s", path: /p, description: "two\nlines", round_up: 4KiB, tls: allow,
+   allow: [10.0.0.0/8, 192.0.2.1, "::ffff:10.1.0.0/112", "2001:db8::/32", "::1", uid:0, uid:4294967294, gid:6, "name:a b:c"]}
+- {name: "üñ/=", filesystem: a, subvolid: 5, path: "/a b", tls: require}
+tls: {mode: require, certificate: c.pem, key: /k, client_ca: /ca}
+limits: {connections: 7, connections_per_address: 3, handshake: 1m30s, idle: 1h, drain: 0s}
 `
 	c, err := Parse("f", []byte(text))
 	if err != nil {
@@ -131,20 +135,23 @@ limits: {connections: 7, handshake: 1m30s, drain: 0s}
 	noPos := cmp.Transformer("noPos", func(Pos) int { return 0 })
 	want := &Config{
 		File:    "f",
-		Listen:  []Listen{{Network: "tcp", Address: "[::1]:99"}},
+		Listen:  []Listen{{Network: "tcp", Address: "[::1]:99"}, {Network: "unix", Address: "/run/a?b.sock", Mode: 0o640, User: "u", Group: "7"}},
 		Metrics: &Listen{Network: "unix", Address: "/run/m.sock"},
 		Filesystems: []Filesystem{
 			{Name: "a", Devices: []Device{{Path: "disk.img"}}, Degraded: true, Workers: 3, Cache: 1e6, IOEngine: "pread", AllowMounted: true, IgnoreLog: true, SlowRead: 250 * time.Millisecond},
 			{Name: "10", Devices: []Device{{Path: "/dev/sdd"}}, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", SlowRead: time.Second},
 		},
 		Exports: []Export{
-			{Name: "x y", Filesystem: "10", Subvol: "/@s", Path: "/p", Description: "two\nlines", RoundUp: 4096},
-			{Name: "üñ/=", Filesystem: "a", SubvolID: 5, Path: "/a b"},
+			{Name: "x y", Filesystem: "10", Subvol: "/@s", Path: "/p", Description: "two\nlines", RoundUp: 4096, TLS: "allow", Allow: Access{
+				Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32"),
+					netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("::1/128")},
+				UIDs: []uint32{0, 1<<32 - 2}, GIDs: []uint32{6}, Names: []string{"a b:c"}}},
+			{Name: "üñ/=", Filesystem: "a", SubvolID: 5, Path: "/a b", TLS: "require"},
 		},
-		TLS:    TLS{Mode: "off", Certificate: "c.pem", Key: "/k", ClientCA: "/ca"},
-		Limits: Limits{Connections: 7, Handshake: 90 * time.Second},
+		TLS:    TLS{Mode: "require", Certificate: "c.pem", Key: "/k", ClientCA: "/ca"},
+		Limits: Limits{Connections: 7, ConnectionsPerAddress: 3, Handshake: 90 * time.Second, Idle: time.Hour},
 	}
-	if d := cmp.Diff(want, c, noPos); d != "" {
+	if d := cmp.Diff(want, c, noPos, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
@@ -222,6 +229,7 @@ func TestSameAs(t *testing.T) {
 	e := Export{Name: "a", Filesystem: "f", Path: "/a", Pos: Pos{Line: 1}}
 	moved := e
 	moved.Pos, moved.PathPos.Line, moved.SubvolPos.Line, moved.FilesystemPos.Line = Pos{File: "g", Line: 9}, 10, 11, 12
+	moved.TLSPos.Line, moved.AllowPos.Line = 13, 14
 	if !e.SameAs(moved) {
 		t.Error("an export that only moved in the file is not the same")
 	}
@@ -229,7 +237,9 @@ func TestSameAs(t *testing.T) {
 		"name": func(e *Export) { e.Name = "b" }, "filesystem": func(e *Export) { e.Filesystem = "g" },
 		"subvol": func(e *Export) { e.Subvol = "/s" }, "subvolid": func(e *Export) { e.SubvolID = 5 },
 		"path": func(e *Export) { e.Path = "/b" }, "description": func(e *Export) { e.Description = "d" },
-		"round_up": func(e *Export) { e.RoundUp = 512 },
+		"round_up": func(e *Export) { e.RoundUp = 512 }, "tls": func(e *Export) { e.TLS = "require" },
+		"network": func(e *Export) { e.Allow.Networks = []netip.Prefix{{}} }, "uid": func(e *Export) { e.Allow.UIDs = []uint32{0} },
+		"gid": func(e *Export) { e.Allow.GIDs = []uint32{0} }, "certificate name": func(e *Export) { e.Allow.Names = []string{"a"} },
 	} {
 		o := e
 		if change(&o); e.SameAs(o) {

@@ -75,7 +75,7 @@ func (d *decoder) filesystem(key string, n *node) Filesystem {
 }
 
 func (d *decoder) export(key string, n *node) Export {
-	e := Export{Pos: d.pos(n), PathPos: d.pos(n), SubvolPos: d.pos(n), FilesystemPos: d.pos(n)}
+	e := exportAt(d.pos(n))
 	subvol := func(r reader) reader {
 		return func(key string, n *node) {
 			if e.Subvol != "" || e.SubvolID != 0 {
@@ -94,22 +94,40 @@ func (d *decoder) export(key string, n *node) Export {
 		{name: "path", required: "path: /vm1.raw", read: d.positioned(&e.PathPos, d.text(&e.Path, checkPath))},
 		{name: "description", read: d.text(&e.Description, checkDescription)},
 		{name: "round_up", read: d.size(&e.RoundUp, checkRoundUp)},
-		{name: "tls", read: d.unsupported("remove it: exports are served without TLS, so listen on a unix socket or on loopback")},
-		{name: "allow", read: d.unsupported("remove it: whoever can connect is served, so limit who can reach the address or the socket")},
+		{name: "tls", read: d.positioned(&e.TLSPos, d.choice(&e.TLS, []string{"allow", "require"}, nil))},
+		{name: "allow", read: d.positioned(&e.AllowPos, d.list(d.rule(&e.Allow)))},
 	})
 	e.Subvol = absolute(e.Subvol)
 	return e
 }
 
+// exportAt is an export all of whose places are p, until others are known.
+func exportAt(p Pos) Export {
+	return Export{Pos: p, PathPos: p, SubvolPos: p, FilesystemPos: p, TLSPos: p, AllowPos: p}
+}
+
+// rule reads one entry of an access list.
+func (d *decoder) rule(a *Access) reader {
+	return func(key string, n *node) {
+		if n.kind != text {
+			d.fail(n, "%s (write for example \"192.0.2.0/24\", \"uid:1000\" or \"name:vm-host-1\")", wrongKind(key, text, n))
+			return
+		}
+		if err := a.parseRule(n.value); err != nil {
+			d.fail(n, "%s: %w", key, err)
+		}
+	}
+}
+
 func (d *decoder) tls(key string, n *node) TLS {
-	t := TLS{Pos: d.pos(n)}
+	t := TLS{Pos: d.pos(n), CertificatePos: d.pos(n), KeyPos: d.pos(n), ClientCAPos: d.pos(n)}
 	d.keys(n, key, []field{
 		{name: "mode", required: "mode: off", read: func(_ string, n *node) {
-			d.choice(&t.Mode, []string{"off"}, []string{"allow", "require"})("tls mode", n)
+			d.choice(&t.Mode, []string{"off", "allow", "require"}, nil)("tls mode", n)
 		}},
-		{name: "certificate", read: d.text(&t.Certificate, checkFile)},
-		{name: "key", read: d.text(&t.Key, checkFile)},
-		{name: "client_ca", read: d.text(&t.ClientCA, checkFile)},
+		{name: "certificate", read: d.positioned(&t.CertificatePos, d.text(&t.Certificate, checkFile))},
+		{name: "key", read: d.positioned(&t.KeyPos, d.text(&t.Key, checkFile))},
+		{name: "client_ca", read: d.positioned(&t.ClientCAPos, d.text(&t.ClientCA, checkFile))},
 	})
 	return t
 }
@@ -117,7 +135,9 @@ func (d *decoder) tls(key string, n *node) TLS {
 func (d *decoder) limits(key string, n *node, l *Limits) {
 	d.keys(n, key, []field{
 		{name: "connections", read: d.whole(1, 1_000_000, func(v uint64) { l.Connections = int(v) })},
+		{name: "connections_per_address", read: d.whole(0, 1_000_000, func(v uint64) { l.ConnectionsPerAddress = int(v) })},
 		{name: "handshake", read: d.duration(&l.Handshake, time.Millisecond)},
+		{name: "idle", read: d.duration(&l.Idle, 0)},
 		{name: "drain", read: d.duration(&l.Drain, 0)},
 	})
 }
@@ -312,14 +332,6 @@ func (d *decoder) address(parse func(string) (Listen, error), set func(Listen)) 
 		}
 		l.Pos = d.pos(n)
 		set(l)
-	}
-}
-
-// unsupported refuses a key of the promised schema that this version does not implement, whatever its value:
-// who set it relies on its effect.
-func (d *decoder) unsupported(remedy string) reader {
-	return func(key string, n *node) {
-		d.fail(n, "%s is not supported by this version (%s)", key, remedy)
 	}
 }
 

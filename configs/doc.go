@@ -8,5 +8,5 @@
 //
 // The package is strict where YAML is not: an unknown or doubled key, a second document, yes for true, 010
 // for 8 or 10, a size of 64M are refused and never guessed. A promised key that this version cannot honour
-// is refused too: an access list that is read and then ignored would be worse than none.
+// is refused too: who set it relies on its effect.
 package configs

@@ -25,6 +25,9 @@ type SocketFile struct {
 	User, Group string
 }
 
+// ErrUnknownOwner is a user or a group of a SocketFile that this machine does not have.
+var ErrUnknownOwner = errors.New("is unknown here")
+
 // Listen opens a listener on a. A unix socket that nobody answers on is replaced; one that
 // somebody does is an error that names him. The socket's file is removed when the listener is
 // closed, unless another one has taken its place.
@@ -155,7 +158,7 @@ func (f SocketFile) id(name, what string) (int, error) {
 	}
 	n, err := strconv.ParseUint(id, 10, 31)
 	if err != nil {
-		return 0, fmt.Errorf("the socket's %s %q is unknown here (create it, or write another)", what, name)
+		return 0, fmt.Errorf("the socket's %s %q %w (create it, or write another)", what, name, ErrUnknownOwner)
 	}
 	return int(n), nil
 }

@@ -25,7 +25,7 @@ func (a *app) checkConfigCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		s, err := openSite(cmd.Context(), c, metrics.New(metrics.Build{}), a.log)
+		s, err := openSite(cmd.Context(), c, metrics.New(metrics.Build{}), a.log, nil)
 		if err != nil {
 			return err
 		}
@@ -35,7 +35,7 @@ func (a *app) checkConfigCommand() *cobra.Command {
 		} else {
 			err = page.print(a.out)
 		}
-		if cerr := s.close(); err == nil {
+		if cerr := s.close(nil); err == nil {
 			err = cerr
 		}
 		return err
@@ -66,6 +66,8 @@ type checkedExport struct {
 	Size       uint64 `json:"size"`
 	RoundUp    int64  `json:"round_up,omitempty"`
 	Verified   bool   `json:"verified"` // false: the file has no checksums
+	TLS        string `json:"tls"`      // off, allow or require
+	Listed     bool   `json:"listed"`   // an access list says who may use it
 }
 
 func checked(c *configs.Config, s *site) *checkedJSON {
@@ -82,9 +84,17 @@ func checked(c *configs.Config, s *site) *checkedJSON {
 	}
 	for _, x := range s.exports {
 		p.Exports = append(p.Exports, checkedExport{Name: x.Name, Filesystem: x.fs.name, Path: x.Path, Subvolume: x.subvol,
-			Inode: x.file.Inode(), Size: x.file.Size(), RoundUp: x.RoundUp, Verified: x.file.Verified()})
+			Inode: x.file.Inode(), Size: x.file.Size(), RoundUp: x.RoundUp, Verified: x.file.Verified(),
+			TLS: tlsOf(s, x), Listed: len(x.Allow.Networks)+len(x.Allow.UIDs)+len(x.Allow.GIDs)+len(x.Allow.Names) > 0})
 	}
 	return p
+}
+
+func tlsOf(s *site, x *siteExport) string {
+	if s.secret(x) {
+		return "require"
+	}
+	return string(s.tls.Mode)
 }
 
 func (p *checkedJSON) print(w io.Writer) error {
@@ -106,6 +116,12 @@ func (p *checkedJSON) print(w io.Writer) error {
 		note := ""
 		if !x.Verified {
 			note = "  (no checksums: nothing can be verified)"
+		}
+		if x.TLS == "require" {
+			note += "  (TLS only)"
+		}
+		if x.Listed {
+			note += "  (access list)"
 		}
 		rows = append(rows, []string{shown(x.Name), shown(x.Filesystem), strconv.FormatUint(x.Subvolume, 10), strconv.FormatUint(x.Inode, 10),
 			strconv.FormatUint(x.Size, 10), shown(x.Path) + note})

@@ -179,8 +179,11 @@ func (a *app) setLog(cmd *cobra.Command) error {
 	}
 	if level == "" {
 		level = "warn"
+		// serve informs, unless a program waits for what another one does.
 		if run, err := cmd.Flags().GetString("run"); err == nil && run == "" {
-			level = "info"
+			if stdio, err := cmd.Flags().GetBool("stdio"); err == nil && !stdio {
+				level = "info"
+			}
 		}
 		if stays, err := cmd.Flags().GetBool("reconnect"); err == nil && stays {
 			level = "info"

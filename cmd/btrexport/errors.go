@@ -91,6 +91,8 @@ func classify(err error) (code int, kind string) {
 		return exitFailed, "checksum"
 	case is(ondisk.ErrCorrupt), is(fsread.ErrUnverifiable):
 		return exitFailed, "corrupt"
+	case is(export.ErrUnknownOwner):
+		return exitUsage, "configuration"
 	case is(export.ErrInUse), is(syscall.EADDRINUSE):
 		return exitFailed, "in-use"
 	case is(fs.ErrPermission):

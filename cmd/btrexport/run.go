@@ -6,21 +6,21 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
-
-	"github.com/btrexport/btrexport/export"
 )
 
-// runCommand runs a shell command with the first export's address in its environment. Its status, where
-// it is not 0, is an exitStatus. A context that ends asks the command to end, too, by SIGTERM.
-func (s *server) runCommand(ctx context.Context, a *app, undo *undoing, command, socket string) error {
-	name := s.site.exports[0].Name
-	cmd := exec.CommandContext(ctx, "sh", "-c", command)
+// command is a shell command that finds the server in its environment.
+type command struct{ text, export, uri, socket string }
+
+// run runs the command with the first export's address in its environment. Its status, where it is not 0,
+// is an exitStatus. A context that ends asks the command to end, too, by SIGTERM.
+func (c command) run(ctx context.Context, a *app, undo *undoing) error {
+	cmd := exec.CommandContext(ctx, "sh", "-c", c.text)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.in, a.out, a.err
 	cmd.Env = append(os.Environ(),
-		"uri="+export.AddressOf(s.listeners[0]).URI(name),
-		"nbd=nbd:unix:"+socket+":exportname="+name,
-		"unixsocket="+socket)
+		"uri="+c.uri,
+		"nbd=nbd:unix:"+c.socket+":exportname="+c.export,
+		"unixsocket="+c.socket)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("run sh: %w", err)
 	}

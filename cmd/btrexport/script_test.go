@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -44,6 +45,21 @@ func TestScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	commands := trustCommands()
+	maps.Copy(commands, map[string]func(*testscript.TestScript, bool, []string){
+		"golden":   cmdGolden,
+		"fails":    cmdFails,
+		"status":   cmdStatus,
+		"same":     cmdSame,
+		"answers":  cmdAnswers,
+		"scrape":   cmdScrape,
+		"partsame": cmdPartSame,
+		"hold":     cmdHold,
+		"appears":  cmdAppears,
+		"term":     cmdTerm,
+		"hangup":   cmdHangup,
+		"ruinroot": cmdRuinRoot,
+	})
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(e *testscript.Env) error {
@@ -60,20 +76,7 @@ func TestScripts(t *testing.T) {
 			_, err := os.Stat("/sys/module/nbd")
 			return err == nil, nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"golden":   cmdGolden,
-			"fails":    cmdFails,
-			"status":   cmdStatus,
-			"same":     cmdSame,
-			"answers":  cmdAnswers,
-			"scrape":   cmdScrape,
-			"partsame": cmdPartSame,
-			"hold":     cmdHold,
-			"appears":  cmdAppears,
-			"term":     cmdTerm,
-			"hangup":   cmdHangup,
-			"ruinroot": cmdRuinRoot,
-		},
+		Cmds: commands,
 	})
 }
 

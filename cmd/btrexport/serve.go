@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"net"
@@ -28,6 +29,7 @@ import (
 type serveFlags struct {
 	deviceFlags
 	config, metrics, run string
+	stdio                bool
 	exports, listen      []string
 	drain                time.Duration
 	drainGiven           bool
@@ -39,7 +41,10 @@ func (a *app) serveCommand() *cobra.Command {
 		Use:   "serve {-c FILE | -d DEVICE... -e NAME=PATH...} [-l LISTEN]...",
 		Short: "Serve files over NBD, read-only",
 		Long: "serve opens the filesystems, finds every export's file, and only then listens. It logs one line with msg=serving and the " +
-			"address for each address that it accepts on. SIGTERM and SIGINT let reads in flight finish, then exit 0; a second one exits at once.\n\n" +
+			"address for each address that it accepts on. SIGTERM and SIGINT let reads in flight finish, then exit 0; a second one exits at once. " +
+			"SIGHUP reads FILE and its certificates again: a bad one changes nothing, a good one ends no connection whose export is unchanged.\n\n" +
+			"Sockets that are passed by LISTEN_FDS take the place of -l and of the file's listen; one named metrics serves those. NOTIFY_SOCKET is told " +
+			"READY, RELOADING and STOPPING.\n\n" +
 			"With --run it serves on a private socket while CMD runs (by sh -c, with $uri, $nbd and $unixsocket of the first export), and exits with CMD's status.\n\n" + exitHelp,
 		Example: "  btrexport serve -d disk.img -e vm1=/vm1.raw -l unix:///run/vm1.sock\n" +
 			"  btrexport serve -d disk.img -e vm1=/vm1.raw --run 'qemu-img info \"$uri\"'",
@@ -50,19 +55,36 @@ func (a *app) serveCommand() *cobra.Command {
 	p := cmd.Flags()
 	p.StringVarP(&f.config, "config", "c", "", "configuration file (default: BTREXPORT_CONFIG)")
 	p.StringArrayVarP(&f.exports, "export", "e", nil, "NAME=PATH: serve the file PATH as NAME; repeat for more")
-	p.StringArrayVarP(&f.listen, "listen", "l", nil, "unix:///path or tcp://host[:port]; repeat for more (default: "+configs.DefaultListen+")")
+	p.StringArrayVarP(&f.listen, "listen", "l", nil, "unix:///path[?mode=0660&user=U&group=G] or tcp://host[:port]; repeat for more (default: "+configs.DefaultListen+")")
 	p.StringVar(&f.metrics, "metrics", "", "HOST:PORT to serve Prometheus metrics on")
 	p.StringVar(&f.run, "run", "", "serve on a private socket while this command runs")
+	p.BoolVar(&f.stdio, "stdio", false, "serve one connection on standard input and output")
 	p.DurationVar(&f.drain, "drain-timeout", configs.DefaultDrain, "how long reads in flight may take after SIGTERM")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		f.drainGiven = cmd.Flags().Changed("drain-timeout")
-		c, err := f.configuration()
-		if err != nil {
+		if err := f.check(); err != nil {
 			return err
 		}
-		return a.serve(cmd.Context(), c, f.run)
+		return a.serve(cmd.Context(), f.configuration, serveMode{command: f.run, stdio: f.stdio})
 	}
 	return cmd
+}
+
+// check refuses flags that exclude each other.
+func (f *serveFlags) check() error {
+	switch {
+	case f.run != "" && len(f.listen) > 0:
+		return usagef("--run serves on a private socket of its own (leave out -l)")
+	case f.stdio && len(f.listen) > 0:
+		return usagef("--stdio serves the one connection on standard input and output (leave out -l)")
+	case f.stdio && f.run != "":
+		return usagef("--stdio and --run are both given (keep one of the two)")
+	case len(f.listen) > 0 && activated():
+		return usagef("-l %s: the sockets are passed by LISTEN_FDS (leave out -l, or start without socket activation)", f.listen[0])
+	case f.drain < 0:
+		return usagef("--drain-timeout %v: is negative (write 0s or more)", f.drain)
+	}
+	return nil
 }
 
 // configuration makes one Config of flags, environment and file. What describes a filesystem stands either
@@ -71,12 +93,6 @@ func (f *serveFlags) configuration() (*configs.Config, error) {
 	describes := len(f.devices) > 0 || len(f.exports) > 0
 	if f.config == "" && !describes {
 		f.config = os.Getenv("BTREXPORT_CONFIG")
-	}
-	if f.run != "" && len(f.listen) > 0 {
-		return nil, usagef("--run serves on a private socket of its own (leave out -l)")
-	}
-	if f.drain < 0 {
-		return nil, usagef("--drain-timeout %v: is negative (write 0s or more)", f.drain)
 	}
 	c, err := f.load(describes)
 	if err != nil {
@@ -112,56 +128,142 @@ func (f *serveFlags) load(describes bool) (*configs.Config, error) {
 	return c, c.Override(f.listen, f.metrics)
 }
 
-// server is a site with its addresses, all of them bound.
+// serveMode is what serve does beside listening.
+type serveMode struct {
+	command string // to run on a private socket; empty: none
+	stdio   bool   // one connection on standard input and output, no address
+}
+
+// server is a site with its addresses, all of them bound. One goroutine uses it, but where it says so.
 type server struct {
-	site      *site
-	nbd       *export.Server
-	log       *slog.Logger
-	listeners []listener
-	reg       *metrics.Registry
-	metrics   *metrics.Server // nil: none
-	drain     time.Duration
-	failed    chan error // the first listener that broke
+	site    *site
+	nbd     *export.Server
+	log     *slog.Logger
+	reg     *metrics.Registry
+	drain   time.Duration
+	failed  chan error // the first listener that broke
+	metrics *metricsListener
+	retired []*site // whose connections had not ended when the server was told to end
+
+	mu        sync.Mutex
+	listeners []*listener // guarded by mu: a second signal closes them from its own goroutine
 }
 
 type listener struct {
 	net.Listener
-	stats *metrics.Listener
+	config configs.Listen
+	stats  *metrics.Listener
+	stop   context.CancelFunc // ends Serve; nil before start
 }
 
-// serve serves until ctx ends by a signal, until the end of command, or until a listener breaks.
-func (a *app) serve(ctx context.Context, c *configs.Config, command string) error {
+type metricsListener struct {
+	*metrics.Server
+	config configs.Listen
+}
+
+// serve serves what load loads until ctx ends by a signal, until the end of mode's command or connection, or
+// until a listener breaks. SIGHUP loads again.
+func (a *app) serve(ctx context.Context, load func() (*configs.Config, error), mode serveMode) error {
 	var undo undoing
 	defer undo.all()
 	defer exitOnSecondSignal(&undo)()
-	tuneMemory(c)
-	private := ""
-	if command != "" {
-		dir, err := os.MkdirTemp("", "btrexport-")
-		if err != nil {
-			return fmt.Errorf("create a directory for the private socket: %w", bare(err))
-		}
-		undo.add(func() { _ = os.RemoveAll(dir) })
-		private = dir + "/nbd.sock"
-		c.Listen = []configs.Listen{{Network: "unix", Address: private}}
+	hangups := make(chan os.Signal, 1) // one that comes while another is served loads once more
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	private, err := mode.privateSocket(&undo)
+	if err != nil {
+		return err
 	}
-	s, err := newServer(ctx, c, a.log)
+	var conn net.Conn
+	if mode.stdio {
+		if conn, err = stdioConn(os.Stdin, os.Stdout); err != nil {
+			return err
+		}
+	}
+	passed, err := passedSockets(mode)
+	if err != nil {
+		return err
+	}
+	undo.add(passed.close)
+	loadAll := func() (*configs.Config, error) {
+		c, err := load()
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case mode.stdio:
+			c.Listen = nil
+		case private != "":
+			c.Listen = []configs.Listen{{Network: "unix", Address: private}}
+		default:
+			passed.replace(c)
+		}
+		return c, nil
+	}
+	c, err := loadAll()
+	if err != nil {
+		return err
+	}
+	s, err := newServer(ctx, c, a.log, passed)
 	if err != nil {
 		return err
 	}
 	undo.add(s.closeListeners)
-	defer s.outliveHangups()()
-	s.start()
-	if command != "" {
-		err = s.runCommand(ctx, a, &undo, command, private)
-	} else {
-		select {
-		case <-ctx.Done():
-		case err = <-s.failed:
-		}
-	}
+	err = s.run(ctx, a, mode, runEnv{undo: &undo, private: private, conn: conn, hangups: hangups, load: loadAll, file: c.File})
 	s.stop()
 	return err
+}
+
+// privateSocket makes the directory of the socket that a command finds.
+func (m serveMode) privateSocket(undo *undoing) (string, error) {
+	if m.command == "" {
+		return "", nil
+	}
+	dir, err := os.MkdirTemp("", "btrexport-")
+	if err != nil {
+		return "", fmt.Errorf("create a directory for the private socket: %w", bare(err))
+	}
+	undo.add(func() { _ = os.RemoveAll(dir) })
+	return dir + "/nbd.sock", nil
+}
+
+// runEnv is what run needs of serve.
+type runEnv struct {
+	undo    *undoing
+	private string   // the command's socket
+	conn    net.Conn // standard input and output
+	hangups <-chan os.Signal
+	load    func() (*configs.Config, error)
+	file    string // of the configuration; empty: flags made it
+}
+
+// run serves until something ends it.
+func (s *server) run(ctx context.Context, a *app, mode serveMode, env runEnv) error {
+	ended := make(chan error, 1)
+	stopped, failed := ctx.Done(), s.failed
+	s.start()
+	switch {
+	case mode.command != "":
+		stopped, failed = nil, nil // a signal ends the command, and that the server
+		first := s.site.exports[0] // a reload does not change what the command is told
+		c := command{text: mode.command, export: first.Name, uri: s.uri(first), socket: env.private}
+		go func() { ended <- c.run(ctx, a, env.undo) }()
+	case mode.stdio:
+		go func() { ended <- s.nbd.ServeConn(env.conn, s.reg.Listener("stdio")) }()
+	}
+	defer s.keepAlive()()
+	for {
+		select {
+		case <-stopped:
+			return nil
+		case err := <-failed:
+			return err
+		case err := <-ended:
+			return err
+		case <-env.hangups:
+			s.hangup(ctx, env)
+		}
+	}
 }
 
 // undoing is what must not stay behind: sockets and a directory.
@@ -209,112 +311,155 @@ func exitOnSecondSignal(undo *undoing) (stop func()) {
 	}
 }
 
-// outliveHangups keeps SIGHUP, which is to reload the configuration one day, from ending the server with
-// reads in flight. The function that it returns ends that.
-func (s *server) outliveHangups() (stop func()) {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	done := make(chan struct{})
-	go func() {
-		for {
-			select {
-			case <-hangups:
-				s.log.Warn("SIGHUP: reloading the configuration is not supported by this version (restart to change it)")
-			case <-done:
-				return
-			}
-		}
-	}()
-	return func() {
-		signal.Stop(hangups)
-		close(done)
-	}
-}
-
 // newServer opens everything that c names, then binds every address. Nothing listens if anything is wrong.
-func newServer(ctx context.Context, c *configs.Config, log *slog.Logger) (*server, error) {
+func newServer(ctx context.Context, c *configs.Config, log *slog.Logger, passed *passed) (*server, error) {
 	reg := metrics.New(metrics.Build{Version: thisBuild().Version, GoVersion: runtime.Version()})
-	site, err := openSite(ctx, c, reg, log)
+	site, err := openSite(ctx, c, reg, log, nil)
 	if err != nil {
 		return nil, err
 	}
+	tuneMemory(c)
 	s := &server{site: site, log: log, reg: reg, drain: c.Limits.Drain, failed: make(chan error, 1)}
-	err = s.makeExports(c)
+	s.nbd, err = export.NewServer(site.options(c.Limits, reg, log))
 	if err == nil {
-		err = s.listen(ctx, c)
+		s.listeners, err = s.bind(ctx, c.Listen, passed)
+	}
+	if err == nil {
+		s.metrics, err = s.bindMetrics(c.Metrics, passed)
 	}
 	if err != nil {
 		s.closeListeners()
-		site.close()
+		_ = site.close(nil)
 		return nil, err
 	}
 	return s, nil
 }
 
-func (s *server) makeExports(c *configs.Config) error {
-	var list []export.Export
-	for _, x := range s.site.exports {
-		list = append(list, x.served(s.reg))
+// bind makes the listeners that s has not yet. None is left bound on an error.
+func (s *server) bind(ctx context.Context, list []configs.Listen, passed *passed) ([]*listener, error) {
+	var bound []*listener
+	for _, c := range list {
+		if s.listener(c) != nil {
+			continue
+		}
+		nl, err := passed.listener(c)
+		if nl == nil && err == nil {
+			nl, err = listenOn(ctx, c)
+		}
+		if err != nil {
+			for _, l := range bound {
+				_ = l.Close()
+			}
+			return nil, place(c.Pos, err)
+		}
+		bound = append(bound, &listener{Listener: nl, config: c, stats: s.reg.Listener(c.String())})
 	}
-	var err error
-	s.nbd, err = export.NewServer(export.Options{Exports: list, Log: s.log,
-		Limits: export.Limits{Connections: c.Limits.Connections, Handshake: c.Limits.Handshake}})
-	return err
+	return bound, nil
 }
 
-// listen binds every address, those of the metrics too.
-func (s *server) listen(ctx context.Context, c *configs.Config) error {
-	for _, l := range c.Listen {
-		a, err := export.ParseAddress(l.String())
-		if err != nil {
-			return place(l.Pos, err)
-		}
-		nl, err := export.Listen(ctx, a)
-		if err != nil {
-			return place(l.Pos, err)
-		}
-		s.listeners = append(s.listeners, listener{Listener: nl, stats: s.reg.Listener(l.String())})
+func listenOn(ctx context.Context, c configs.Listen) (net.Listener, error) {
+	a, err := export.ParseAddress(c.String())
+	if err != nil {
+		return nil, err
 	}
-	if c.Metrics == nil {
-		return nil
+	return export.ListenAs(ctx, a, socketFile(c))
+}
+
+func socketFile(c configs.Listen) export.SocketFile {
+	return export.SocketFile{Mode: fs.FileMode(c.Mode), User: c.User, Group: c.Group}
+}
+
+// listener gives the one on an address, whatever its options; nil: there is none.
+func (s *server) listener(c configs.Listen) *listener {
+	for _, l := range s.listeners {
+		if l.config.String() == c.String() {
+			return l
+		}
 	}
-	address := c.Metrics.Address
-	if c.Metrics.Network == "unix" {
-		address = c.Metrics.String()
+	return nil
+}
+
+func (s *server) bindMetrics(c *configs.Listen, passed *passed) (*metricsListener, error) {
+	if c == nil {
+		return nil, nil
+	}
+	nl, err := passed.listener(*c)
+	if err != nil {
+		return nil, err
+	}
+	if nl != nil {
+		return &metricsListener{metrics.NewServer(nl, s.reg.Handler(), s.log), *c}, nil
+	}
+	address := c.Address
+	if c.Network == "unix" {
+		address = c.String()
 	}
 	m, err := metrics.Listen(address, s.reg.Handler(), s.log)
 	if err != nil {
-		return place(c.Metrics.Pos, err)
+		return nil, place(c.Pos, err)
 	}
-	s.metrics = m
-	return nil
+	return &metricsListener{m, *c}, nil
 }
 
 // start accepts on every address and says so.
 func (s *server) start() {
+	s.tellSite(nil)
+	for _, l := range s.listeners {
+		s.accept(l)
+	}
+	// Before the first answer: all is open and bound by now, so that who is answered at all is told "ready".
+	s.reg.Reloaded(true)
+	s.reg.SetReady(true, "")
+	if s.metrics != nil {
+		s.acceptMetrics(s.metrics)
+	}
+	s.notifyReady()
+}
+
+// tellSite logs what is open now and was not before.
+func (s *server) tellSite(before *site) {
 	for _, f := range s.site.filesystems {
-		i := f.Info()
-		s.log.Info("opened", "fs", f.name, "devices", len(i.Devices), "generation", i.Generation, "degraded", i.Degraded(), "in", f.took.Round(time.Millisecond))
+		if before == nil || !slices.Contains(before.filesystems, f) {
+			i := f.Info()
+			s.log.Info("opened", "fs", f.name, "devices", len(i.Devices), "generation", i.Generation, "degraded", i.Degraded(), "in", f.took.Round(time.Millisecond))
+		}
 	}
 	for _, x := range s.site.exports {
-		s.log.Info("export", "name", x.Name, "size", x.file.Size(), "uri", export.AddressOf(s.listeners[0]).URI(x.Name))
+		if before != nil && slices.ContainsFunc(before.exports, func(o *siteExport) bool { return o.SameAs(x.Export) && o.nbd == x.nbd }) {
+			continue
+		}
+		s.log.Info("export", "name", x.Name, "size", x.file.Size(), "uri", s.uri(x))
 		if x.odd() {
 			s.log.Warn("size is no multiple of 512: the kernel's client does not see the last bytes (set round_up: 512)", "export", x.Name, "size", x.file.Size())
 		}
 	}
-	for _, l := range s.listeners {
-		go func() { s.fail(s.nbd.Serve(context.Background(), l.Listener, l.stats)) }()
-		s.log.Info("serving", "addr", export.AddressOf(l).String())
-	}
-	// Before the first answer: all is open and bound by now, so that who is answered at all is told "ready".
-	s.reg.SetReady(true, "")
-	if s.metrics != nil {
-		go func() { s.fail(s.metrics.Serve()) }()
-		s.log.Info("serving", "addr", s.metrics.URL())
-	}
 }
 
-// fail remembers the first listener that broke.
+// uri is where clients find an export: at the first address. On standard input there is none.
+func (s *server) uri(x *siteExport) string {
+	if len(s.listeners) == 0 {
+		return "stdio"
+	}
+	a := export.AddressOf(s.listeners[0])
+	if s.site.secret(x) {
+		return a.SecureURI(x.Name)
+	}
+	return a.URI(x.Name)
+}
+
+func (s *server) accept(l *listener) {
+	ctx, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	go func() { s.fail(s.nbd.Serve(ctx, l.Listener, l.stats)) }()
+	s.log.Info("serving", "addr", export.AddressOf(l).String())
+}
+
+func (s *server) acceptMetrics(m *metricsListener) {
+	go func() { s.fail(m.Serve()) }()
+	s.log.Info("serving", "addr", m.URL())
+}
+
+// fail remembers the first listener that broke. Any goroutine may call it.
 func (s *server) fail(err error) {
 	if err == nil || errors.Is(err, export.ErrServerClosed) {
 		return
@@ -328,6 +473,7 @@ func (s *server) fail(err error) {
 // stop drains: reads in flight may finish, until the drain's timeout.
 func (s *server) stop() {
 	s.reg.SetReady(false, "draining")
+	s.notify("STOPPING=1")
 	s.log.Info("draining", "timeout", s.drain)
 	ctx, cancel := context.WithTimeout(context.Background(), s.drain)
 	defer cancel()
@@ -339,14 +485,21 @@ func (s *server) stop() {
 			s.log.Debug("metrics", "err", err)
 		}
 	}
-	if err := s.site.close(); err != nil {
+	for _, old := range s.retired {
+		if err := old.close(s.site); err != nil {
+			s.log.Warn("devices", "err", err)
+		}
+	}
+	if err := s.site.close(nil); err != nil {
 		s.log.Warn("devices", "err", err)
 	}
 	s.log.Info("stopped")
 }
 
-// closeListeners closes what is bound; the files of sockets go with it.
+// closeListeners closes what is bound; the files of sockets go with it. Any goroutine may call it.
 func (s *server) closeListeners() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, l := range s.listeners {
 		_ = l.Close()
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/btrexport/btrexport/configs"
@@ -27,13 +28,15 @@ type site struct {
 	pool        *devio.Pool
 	filesystems []*siteFS
 	exports     []*siteExport // in the order of the configuration
+	tls         export.TLS
 }
 
 // siteFS is one open filesystem.
 type siteFS struct {
 	*fsread.FS
-	name string // the configuration's, or else the label or uuid
-	took time.Duration
+	name   string // the configuration's, or else the label or uuid
+	config configs.Filesystem
+	took   time.Duration
 }
 
 // siteExport is one export's file.
@@ -42,16 +45,29 @@ type siteExport struct {
 	fs     *siteFS
 	subvol uint64
 	file   *fsread.File
+	nbd    export.File // of file; the same one as long as the export serves the same
 }
 
-// openSite opens all that c names. Every mistake is told, not only the first, each with its place.
-func openSite(ctx context.Context, c *configs.Config, reg *metrics.Registry, log *slog.Logger) (*site, error) {
-	s := &site{pool: devio.NewPool(poolRetain)}
+// openSite opens all that c names. Every mistake is told, not only the first, each with its place. What c has
+// in common with before, which may be nil, is shared with it: its close must leave that open.
+func openSite(ctx context.Context, c *configs.Config, reg *metrics.Registry, log *slog.Logger, before *site) (*site, error) {
+	s, keep := &site{}, before
+	if before == nil {
+		before = &site{pool: devio.NewPool(poolRetain)}
+	}
+	s.pool = before.pool
 	var errs []error
+	var err error
+	if s.tls, err = loadTLS(&c.TLS, log); err != nil {
+		errs = append(errs, err)
+	}
 	open := make(map[string]*siteFS)
 	for i := range c.Filesystems {
-		f, err := s.openFS(ctx, &c.Filesystems[i], reg, log)
-		if err != nil {
+		f := before.filesystem(c.Filesystems[i])
+		if f == nil {
+			f, err = s.openFS(ctx, &c.Filesystems[i], reg, log)
+		}
+		if f == nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -63,18 +79,68 @@ func openSite(ctx context.Context, c *configs.Config, reg *metrics.Registry, log
 		if f == nil {
 			continue // its error is told already
 		}
-		x, err := openExport(ctx, f, e)
-		if err != nil {
+		x := before.export(f, e)
+		if x == nil {
+			x, err = openExport(ctx, f, e)
+		}
+		if x == nil {
 			errs = append(errs, err)
 			continue
 		}
 		s.exports = append(s.exports, x)
 	}
 	if len(errs) > 0 {
-		s.close()
+		s.forget(before, reg)
+		_ = s.close(keep)
 		return nil, errors.Join(errs...)
 	}
 	return s, nil
+}
+
+// filesystem gives the open filesystem of the same configuration, nil if there is none. One whose name is
+// its label has no name to find it by.
+func (s *site) filesystem(c configs.Filesystem) *siteFS {
+	for _, f := range s.filesystems {
+		if c.Name != "" && f.config.SameAs(c) {
+			return f
+		}
+	}
+	return nil
+}
+
+// export gives e with the open file that s serves under its name, nil if that is another one.
+func (s *site) export(f *siteFS, e configs.Export) *siteExport {
+	for _, x := range s.exports {
+		if x.Name == e.Name && x.fs == f && x.SameFile(e) {
+			return &siteExport{Export: e, fs: f, subvol: x.subvol, file: x.file, nbd: x.nbd}
+		}
+	}
+	return nil
+}
+
+// loadTLS reads the certificates. Errors have the place of the file's name.
+func loadTLS(c *configs.TLS, log *slog.Logger) (export.TLS, error) {
+	t := export.TLS{Mode: export.TLSMode(c.Mode)}
+	if t.Mode == export.TLSOff {
+		return t, nil
+	}
+	var err error
+	t.Config, err = export.NewTLSConfig(c.Certificate, c.Key, c.ClientCA)
+	var file *export.TLSFileError
+	if errors.As(err, &file) {
+		what, pos := "client_ca", c.ClientCAPos
+		switch file.Path {
+		case c.Key:
+			what, pos = "key", c.KeyPos
+		case c.Certificate:
+			what, pos = "certificate", c.CertificatePos
+		}
+		return t, pos.Errorf("tls %s %w", what, err)
+	}
+	if leaf := t.Config.Certificates[0].Leaf; time.Now().After(leaf.NotAfter) {
+		log.Warn("the certificate has expired: clients will refuse it", "path", c.Certificate, "expired", leaf.NotAfter.Format(time.RFC3339))
+	}
+	return t, nil
 }
 
 // place puts file and line before an error. A flag's value stands in the error itself.
@@ -91,7 +157,7 @@ func (s *site) openFS(ctx context.Context, c *configs.Filesystem, reg *metrics.R
 	if err != nil {
 		return nil, err
 	}
-	f := &siteFS{name: c.Name}
+	f := &siteFS{name: c.Name, config: *c}
 	if err := s.openOn(ctx, f, c, devs, reg, log); err != nil {
 		closeDevices(devs)
 		return nil, place(c.Pos, err)
@@ -171,27 +237,42 @@ func openExport(ctx context.Context, f *siteFS, e configs.Export) (*siteExport, 
 	if err != nil {
 		return nil, e.PathPos.Errorf("%w", &fsread.PathError{Path: e.Path, Err: err})
 	}
-	return &siteExport{Export: e, fs: f, subvol: n.Subvolume().ID(), file: file}, nil
+	return &siteExport{Export: e, fs: f, subvol: n.Subvolume().ID(), file: file, nbd: export.NewFile(file)}, nil
 }
 
 // odd says that some clients do not see the file's last bytes.
 func (x *siteExport) odd() bool { return x.RoundUp == 0 && x.file.Size()%512 != 0 }
 
-// served is the export as the server wants it.
-func (x *siteExport) served(reg *metrics.Registry) export.Export {
-	return export.Export{Name: x.Name, Description: x.Description, File: export.NewFile(x.file), RoundUp: uint32(x.RoundUp), Stats: reg.Export(x.Name)}
+// secret tells whether only clients under TLS may use x.
+func (s *site) secret(x *siteExport) bool {
+	return x.TLS == "require" || x.TLS == "" && s.tls.Mode == export.TLSRequire
 }
 
-// close closes the filesystems. A disk that does not answer keeps its read for ever, and nobody waits
-// for that: the error says so.
-func (s *site) close() error {
+// options are what the server serves, under these limits.
+func (s *site) options(l configs.Limits, reg *metrics.Registry, log *slog.Logger) export.Options {
+	o := export.Options{Log: log, TLS: s.tls, Limits: export.Limits{Connections: l.Connections,
+		PerAddress: l.ConnectionsPerAddress, Handshake: l.Handshake, Idle: l.Idle}}
+	for _, x := range s.exports {
+		o.Exports = append(o.Exports, export.Export{Name: x.Name, Description: x.Description, File: x.nbd, RoundUp: uint32(x.RoundUp),
+			Stats: reg.Export(x.Name), TLS: export.TLSMode(x.TLS), Allow: export.Access(x.Allow)})
+	}
+	return o
+}
+
+// close closes the filesystems but those that keep, which may be nil, has too; without keep the buffers
+// as well. A disk that does not answer keeps its read for ever, and nobody waits for that: the error says so.
+func (s *site) close(keep *site) error {
 	done := make(chan error, 1)
 	go func() {
 		var errs []error
 		for _, f := range s.filesystems {
-			errs = append(errs, f.Close())
+			if keep == nil || !slices.Contains(keep.filesystems, f) {
+				errs = append(errs, f.Close())
+			}
 		}
-		s.pool.Close()
+		if keep == nil {
+			s.pool.Close()
+		}
 		done <- errors.Join(errs...)
 	}()
 	select {
@@ -199,5 +280,19 @@ func (s *site) close() error {
 		return err
 	case <-time.After(closeWait):
 		return fmt.Errorf("close devices: no answer in %v: %w", closeWait, os.ErrDeadlineExceeded)
+	}
+}
+
+// forget drops the series of what s names and keep does not.
+func (s *site) forget(keep *site, reg *metrics.Registry) {
+	for _, f := range s.filesystems {
+		if !slices.ContainsFunc(keep.filesystems, func(o *siteFS) bool { return o.name == f.name }) {
+			reg.RemoveFilesystem(f.name)
+		}
+	}
+	for _, x := range s.exports {
+		if !slices.ContainsFunc(keep.exports, func(o *siteExport) bool { return o.Name == x.Name }) {
+			reg.RemoveExport(x.Name)
+		}
 	}
 }

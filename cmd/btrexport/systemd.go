@@ -1,0 +1,149 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/btrexport/btrexport/configs"
+)
+
+// activated tells whether somebody has bound the sockets for us (sd_listen_fds(3)).
+func activated() bool {
+	return os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) && os.Getenv("LISTEN_FDS") != ""
+}
+
+// passed are the sockets that were passed to us. They stay until the process ends, through every reload.
+type passed struct {
+	nbd       []configs.Listen
+	metrics   *configs.Listen
+	listeners map[string]net.Listener // by the address's text
+}
+
+// metricsName is the name, in LISTEN_FDNAMES, of a socket for the metrics. Any other name is for NBD.
+const metricsName = "metrics"
+
+// passedSockets takes over what LISTEN_FDS passes. nil: nothing.
+func passedSockets(mode serveMode) (*passed, error) {
+	if !activated() {
+		return nil, nil
+	}
+	if mode.stdio || mode.command != "" {
+		return nil, usagef("sockets are passed by LISTEN_FDS, and --stdio and --run have their own (start without socket activation)")
+	}
+	p := &passed{listeners: make(map[string]net.Listener)}
+	for i, f := range activation.Files(true) {
+		name := f.Name()
+		l, err := listeningSocket(f)
+		_ = f.Close() // the listener has a descriptor of its own
+		if err != nil {
+			p.close()
+			return nil, usagef("LISTEN_FDS: socket %d (%q): %w", i+1, name, err)
+		}
+		a := configs.Listen{Network: l.Addr().Network(), Address: l.Addr().String(), Pos: configs.Pos{Flag: "LISTEN_FDS"}}
+		p.listeners[a.String()] = l
+		if name == metricsName {
+			p.metrics = &a
+		} else {
+			p.nbd = append(p.nbd, a)
+		}
+	}
+	return p, nil
+}
+
+func listeningSocket(f *os.File) (net.Listener, error) {
+	accepting, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil {
+		return nil, fmt.Errorf("is no socket: %w (pass a listening stream socket)", err)
+	}
+	if accepting == 0 {
+		return nil, fmt.Errorf("does not listen (set Accept=no, or use --stdio for one connection)")
+	}
+	return net.FileListener(f)
+}
+
+// replace puts the passed sockets in the place of c's addresses.
+func (p *passed) replace(c *configs.Config) {
+	if p == nil {
+		return
+	}
+	if len(p.nbd) > 0 {
+		c.Listen = p.nbd
+	}
+	if p.metrics != nil {
+		c.Metrics = p.metrics
+	}
+}
+
+// listener gives the passed socket of an address, nil if it was not passed.
+func (p *passed) listener(c configs.Listen) (net.Listener, error) {
+	if p == nil || c.Pos.Flag != "LISTEN_FDS" {
+		return nil, nil
+	}
+	l := p.listeners[c.String()]
+	if l == nil {
+		return nil, fmt.Errorf("%s is not among the passed sockets", c.String())
+	}
+	return l, nil
+}
+
+func (p *passed) close() {
+	if p == nil {
+		return
+	}
+	for _, l := range p.listeners {
+		_ = l.Close()
+	}
+}
+
+// notify tells the service manager, if there is one. It is nobody's job to live without.
+func (s *server) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		s.log.Debug("the service manager was not told", "state", state, "err", err)
+	}
+}
+
+func (s *server) notifyReady() {
+	s.notify(fmt.Sprintf("READY=1\nSTATUS=%d exports of %d filesystems", len(s.site.exports), len(s.site.filesystems)))
+}
+
+// notifyReloading has the time that systemd tells reloads apart by (Type=notify-reload).
+func (s *server) notifyReloading() {
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	s.notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
+}
+
+// keepAlive answers the service manager's watchdog, if there is one, as long as the server's own lock can be
+// had: a disk that does not answer is no reason to be killed. The function that it returns ends that.
+func (s *server) keepAlive() (stop func()) {
+	interval, err := daemon.SdWatchdogEnabled(false)
+	if err != nil || interval == 0 {
+		return func() {}
+	}
+	done, ended := make(chan struct{}), make(chan struct{})
+	tick := time.NewTicker(max(interval/2, time.Millisecond))
+	go func() {
+		defer close(ended)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				s.nbd.Clients()
+				s.notify("WATCHDOG=1")
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
+}
