@@ -24,5 +24,4 @@
 //	server.go        listeners, admission, Shutdown
 //
 // The package sees a file through the interface File and knows nothing of filesystems.
-// Not done yet: extended headers.
 package export

@@ -19,6 +19,8 @@ var (
 	errCommand      = errors.New("unknown command")
 	errFlushRange   = errors.New("flush with an offset or a length")
 	errNoContext    = errors.New("no metadata context was selected for this export")
+	errNoPayload    = errors.New("write without a payload")
+	errFilter       = errors.New("payload is not a length and contexts that were selected, each once")
 	errShuttingDown = errors.New("server is shutting down")
 )
 
@@ -34,7 +36,8 @@ func errno(err error) uint32 {
 	case errors.Is(err, errReadOnly):
 		return protocol.TRANSMISSION_ERROR_EPERM
 	case errors.Is(err, errFlags), errors.Is(err, errLength), errors.Is(err, errRange),
-		errors.Is(err, errCommand), errors.Is(err, errFlushRange), errors.Is(err, errNoContext):
+		errors.Is(err, errCommand), errors.Is(err, errFlushRange), errors.Is(err, errNoContext),
+		errors.Is(err, errNoPayload), errors.Is(err, errFilter):
 		return protocol.TRANSMISSION_ERROR_EINVAL
 	case errors.Is(err, errTooLong):
 		return nbdwire.EOVERFLOW

@@ -249,7 +249,9 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 // rawConn speaks NBD byte by byte.
 type rawConn struct {
 	net.Conn
-	t *testing.T
+	t        *testing.T
+	extended bool   // headers
+	sent     uint64 // offset of the request in flight, which extended replies repeat
 }
 
 func (fx *fixture) dial() *rawConn {

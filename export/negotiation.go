@@ -35,6 +35,7 @@ var (
 	errAborted        = errors.New("client aborted the handshake")
 	errTooManyOptions = errors.New("too many options")
 	errOptionData     = errors.New("option data is too long")
+	errExportName     = errors.New("NBD_OPT_EXPORT_NAME after extended headers")
 	errNoExport       = errors.New("no such export")
 	errFull           = errors.New("connection limit reached")
 	errNeedsTLS       = errors.New("client wants an export without the TLS that it requires")
@@ -137,6 +138,8 @@ func (n *negotiation) option() (*served, error) {
 		return nil, n.startTLS(h)
 	case nbdwire.OptStructuredReply:
 		return nil, n.structuredReply(h)
+	case nbdwire.OptExtendedHeaders:
+		return nil, n.extendedHeaders(h)
 	case nbdwire.OptListMetaContext, nbdwire.OptSetMetaContext:
 		return nil, n.metaContext(h)
 	default:
@@ -146,6 +149,9 @@ func (n *negotiation) option() (*served, error) {
 
 // exportName has no way to say no but to close.
 func (n *negotiation) exportName(length uint32) (*served, error) {
+	if n.agreed.extended {
+		return nil, errExportName
+	}
 	if length > nbdwire.MaxString {
 		return nil, fmt.Errorf("export name of %d bytes: %w", length, errNoExport)
 	}

@@ -48,6 +48,8 @@ func (q *request) seal() {
 		q.addParts()
 	case q.err != nil:
 		q.addFailure()
+	case q.owner.agreed.extended:
+		q.add(nbdwire.ReplyNone, 0)
 	default:
 		q.addSimple()
 	}
@@ -56,7 +58,7 @@ func (q *request) seal() {
 
 // finish marks the last chunk and counts the bytes.
 func (q *request) finish() {
-	if q.owner.agreed.chunks() && !nbdwire.IsSimpleReply(q.chunks[0].header[:]) {
+	if q.owner.agreed.chunks() && (q.owner.agreed.extended || !nbdwire.IsSimpleReply(q.chunks[0].header[:])) {
 		nbdwire.SetDone(q.chunks[len(q.chunks)-1].header[:])
 	}
 	q.size = 0
@@ -80,7 +82,11 @@ func (q *request) add(typ uint16, length int) *chunk {
 	q.chunks = append(q.chunks, chunk{})
 	c := &q.chunks[len(q.chunks)-1]
 	h := nbdwire.Chunk{Type: typ, Cookie: q.cookie, Offset: q.offset, Length: uint64(length)}
-	c.n = uint8(len(nbdwire.AppendChunk(c.header[:0], h)))
+	if q.owner.agreed.extended {
+		c.n = uint8(len(nbdwire.AppendExtendedChunk(c.header[:0], h)))
+	} else {
+		c.n = uint8(len(nbdwire.AppendChunk(c.header[:0], h)))
+	}
 	return c
 }
 
@@ -227,10 +233,14 @@ func (q *request) addError(typ uint16, e nbdwire.ErrorChunk) {
 
 // addStatus adds what one metadata context says.
 func (q *request) addStatus(id uint32, list []nbdwire.Descriptor) {
+	typ, extended := nbdwire.ReplyBlockStatus, q.owner.agreed.extended
+	if extended {
+		typ = nbdwire.ReplyBlockStatusExt
+	}
 	first := len(q.text)
-	q.text = nbdwire.AppendBlockStatus(q.text, false, id, list)
+	q.text = nbdwire.AppendBlockStatus(q.text, extended, id, list)
 	body := q.text[first:]
-	q.add(nbdwire.ReplyBlockStatus, len(body)).body = body
+	q.add(typ, len(body)).body = body
 }
 
 // printable shortens a text for people and takes out what a terminal should not get.

@@ -45,16 +45,40 @@ func (q *request) reset() {
 	q.unseal()
 }
 
-// plan checks a request against proto.md, "Request types": err tells why it is refused, and
-// otherwise a read's range is split into the file's part and the padding behind it.
-func (q *request) plan(h nbdwire.Request) {
+// plan checks a request with its payload against proto.md, "Request types": err tells why it is refused,
+// and otherwise a read's range is split into the file's part and the padding behind it.
+func (q *request) plan(h nbdwire.Request, payload []byte) {
 	q.cookie, q.command, q.flags, q.offset, q.length = h.Cookie, h.Type, h.Flags, h.Offset, h.Length
+	q.contexts = q.owner.agreed.contexts
+	if q.err = q.takePayload(payload); q.err != nil {
+		return
+	}
 	if q.err = q.check(); q.err != nil || h.Type != protocol.TRANSMISSION_TYPE_REQUEST_READ {
 		return
 	}
 	inFile := q.owner.export.fileSize - min(h.Offset, q.owner.export.fileSize)
 	q.read.Offset, q.read.Length = h.Offset, uint32(min(h.Length, inFile))
 	q.pad = uint32(h.Length) - q.read.Length
+}
+
+// takePayload accounts for CmdFlagPayloadLen under extended headers: WRITE must have it, BLOCK_STATUS may, and
+// has its length and a choice of contexts in the payload then.
+func (q *request) takePayload(payload []byte) error {
+	if !q.owner.agreed.extended {
+		return nil
+	}
+	has := q.flags&nbdwire.CmdFlagPayloadLen != 0
+	q.flags &^= nbdwire.CmdFlagPayloadLen
+	switch {
+	case q.command == protocol.TRANSMISSION_TYPE_REQUEST_WRITE && !has:
+		return errNoPayload
+	case !has || q.command == protocol.TRANSMISSION_TYPE_REQUEST_WRITE:
+		return nil
+	case q.command == nbdwire.CmdBlockStatus:
+		return q.filter(payload)
+	default:
+		return errFlags
+	}
 }
 
 // check is the order of checks: what nobody may do here, then what the command does not
@@ -74,7 +98,6 @@ func (q *request) check() error {
 		}
 		return nil
 	case nbdwire.CmdBlockStatus:
-		q.contexts = q.owner.agreed.contexts
 		return q.checkStatus()
 	case nbdwire.CmdCache:
 		return q.checkCache()

@@ -2,6 +2,7 @@ package export
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"math/bits"
 
@@ -184,6 +185,30 @@ func (q *request) checkStatus() error {
 		return errNoContext
 	}
 	return q.checkRange()
+}
+
+// maxFilter is the longest payload of a BLOCK_STATUS that can be right: a length, and each context once.
+const maxFilter = 8 + 4*len(contexts)
+
+// filter takes the length and the contexts that a BLOCK_STATUS's payload names: u64, and u32 each.
+func (q *request) filter(payload []byte) error {
+	if len(payload) < 8 || len(payload)%4 != 0 {
+		return errFilter
+	}
+	q.length = binary.BigEndian.Uint64(payload)
+	chosen := contextSet(0)
+	for at := 8; at < len(payload); at += 4 {
+		i := uint64(binary.BigEndian.Uint32(payload[at:])) - 1 // a context's id is its index and 1
+		if i >= uint64(len(contexts)) || !q.contexts.has(int(i)) || chosen.has(int(i)) {
+			return errFilter
+		}
+		chosen |= 1 << i
+	}
+	if chosen == 0 {
+		return errFilter
+	}
+	q.contexts = chosen
+	return nil
 }
 
 // cost is how many bytes a request holds until its reply has left; 0: it needs nothing of the file.

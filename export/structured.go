@@ -10,6 +10,7 @@ import (
 // set it back to its zero value (CVE-2021-3716).
 type agreed struct {
 	structured bool       // NBD_OPT_STRUCTURED_REPLY
+	extended   bool       // NBD_OPT_EXTENDED_HEADERS, which takes precedence
 	contexts   contextSet // that NBD_OPT_SET_META_CONTEXT selected
 	contextsOf string     // the export's name as it was given there
 }
@@ -24,13 +25,24 @@ func (a agreed) chosen(name string) agreed {
 }
 
 // chunks tells whether replies to reads are made of chunks.
-func (a *agreed) chunks() bool { return a.structured }
+func (a *agreed) chunks() bool { return a.structured || a.extended }
 
-// flags are the transmission flags of every export of this connection.
+// requestLen is how long the header of a request is, in bytes.
+func (a *agreed) requestLen() int {
+	if a.extended {
+		return nbdwire.ExtendedRequestLen
+	}
+	return nbdwire.RequestLen
+}
+
+// flags are the transmission flags of an export that is chosen like this.
 func (a *agreed) flags() uint16 {
 	flags := uint16(transmissionFlags)
 	if a.chunks() {
 		flags |= nbdwire.FlagSendDF
+	}
+	if a.extended && a.contexts != 0 {
+		flags |= nbdwire.FlagBlockStatusPayload
 	}
 	return flags
 }
@@ -40,7 +52,19 @@ func (n *negotiation) structuredReply(h protocol.NegotiationOptionHeader) error 
 	if h.Length != 0 {
 		return n.refuse(h, nbdwire.RepErrInvalid, "this option takes no data")
 	}
+	if n.agreed.extended {
+		return n.refuse(h, nbdwire.RepErrExtHeaderReqd, "extended headers were agreed on: all replies are structured")
+	}
 	n.agreed.structured = true
+	return n.acknowledge(h)
+}
+
+// extendedHeaders serves NBD_OPT_EXTENDED_HEADERS, with structured replies agreed on before or not.
+func (n *negotiation) extendedHeaders(h protocol.NegotiationOptionHeader) error {
+	if h.Length != 0 {
+		return n.refuse(h, nbdwire.RepErrInvalid, "this option takes no data")
+	}
+	n.agreed.extended = true
 	return n.acknowledge(h)
 }
 

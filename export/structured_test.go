@@ -44,6 +44,13 @@ func (fx *fixture) structured(name string) *rawConn {
 // chunk reads one chunk of the form that was agreed on, or a simple reply.
 func (c *rawConn) chunk() nbdwire.Chunk {
 	c.t.Helper()
+	if c.extended {
+		h, err := nbdwire.DecodeExtendedChunk(c.get(nbdwire.ExtendedChunkLen))
+		if err != nil || h.Offset != c.sent {
+			c.t.Fatalf("%+v %v, want offset %d", h, err, c.sent)
+		}
+		return h
+	}
 	b := c.get(nbdwire.SimpleReplyLen)
 	if nbdwire.IsSimpleReply(b) {
 		h, err := nbdwire.DecodeSimpleReply(b)

@@ -144,7 +144,7 @@ func (t *transmission) runWriter(stop <-chan struct{}) (again bool) {
 // the end: a DISC, the end of the stream, or a drain.
 func (t *transmission) serve() error {
 	for {
-		for t.w-t.r >= nbdwire.RequestLen {
+		for t.w-t.r >= t.agreed.requestLen() {
 			h, err := t.decode()
 			if err != nil {
 				t.log.Warn("protocol error", "err", err)
@@ -173,10 +173,14 @@ func (t *transmission) serve() error {
 	}
 }
 
-// decode takes a request off the buffer, which holds one.
+// decode takes a request's header off the buffer, which holds one.
 func (t *transmission) decode() (nbdwire.Request, error) {
-	c, err := nbdwire.DecodeRequest(t.buf[t.r:t.w])
-	t.r += nbdwire.RequestLen
+	b := t.buf[t.r:t.w]
+	t.r += t.agreed.requestLen()
+	if t.agreed.extended {
+		return nbdwire.DecodeExtendedRequest(b)
+	}
+	c, err := nbdwire.DecodeRequest(b)
 	return nbdwire.Request{Flags: c.CommandFlags, Type: c.Type, Cookie: c.Handle, Offset: c.Offset, Length: uint64(c.Length)}, err
 }
 
@@ -204,15 +208,13 @@ func (t *transmission) accept(h nbdwire.Request) error {
 	if err != nil {
 		return err
 	}
-	t.begin(q)
-	q.plan(h)
-	if h.Type == protocol.TRANSMISSION_TYPE_REQUEST_WRITE {
-		if err := t.discard(h.Length); err != nil {
-			t.putBack(q)
-			return err
-		}
-		t.begin(q) // discard may have flushed
+	p, err := t.payload(h)
+	if err != nil {
+		t.putBack(q)
+		return err
 	}
+	t.begin(q)
+	q.plan(h, p)
 	if q.err == nil && t.leaving.Load() {
 		q.err = errShuttingDown
 	}
@@ -405,13 +407,39 @@ func (t *transmission) cancel() {
 	t.batch, t.queries = t.batch[:0], t.queries[:0]
 }
 
-// discard takes n bytes of payload from the stream. Nothing else may wait meanwhile, so the
-// batch goes first.
-func (t *transmission) discard(n uint64) error {
-	if n > maxDiscard {
-		t.log.Warn("protocol error", "err", fmt.Errorf("write of %d bytes, at most %d are read", n, maxDiscard))
-		return errLength
+// payload takes what follows the header of h off the stream. That of a BLOCK_STATUS is returned, as long
+// as it can be a list of our contexts; it is valid until the buffer is filled again.
+func (t *transmission) payload(h nbdwire.Request) ([]byte, error) {
+	most := uint64(maxDiscard)
+	switch {
+	case !t.agreed.extended:
+		if h.Type != protocol.TRANSMISSION_TYPE_REQUEST_WRITE {
+			return nil, nil
+		}
+	case h.Flags&nbdwire.CmdFlagPayloadLen == 0:
+		return nil, nil
+	default:
+		most = MaxRead
 	}
+	if h.Length > most {
+		t.log.Warn("protocol error", "err", fmt.Errorf("payload of %d bytes, at most %d are read", h.Length, most))
+		return nil, errLength
+	}
+	if h.Type != nbdwire.CmdBlockStatus || h.Length > uint64(maxFilter) {
+		return nil, t.discard(h.Length)
+	}
+	for n := int(h.Length); t.w-t.r < n; {
+		if err := t.more(); err != nil {
+			return nil, err
+		}
+	}
+	p := t.buf[t.r : t.r+int(h.Length)]
+	t.r += len(p)
+	return p, nil
+}
+
+// discard takes n bytes of payload from the stream.
+func (t *transmission) discard(n uint64) error {
 	left := int(n)
 	for {
 		have := min(left, t.w-t.r)
@@ -419,17 +447,25 @@ func (t *transmission) discard(n uint64) error {
 		if left -= have; left == 0 {
 			return nil
 		}
-		t.flush()
-		err := t.fill()
-		if errors.Is(err, os.ErrDeadlineExceeded) && t.leaving.Load() {
-			// A drain wakes readers that wait for a request. This one is inside of one: let
-			// it end, the drain's own time limits it.
-			err = t.conn.SetReadDeadline(time.Time{})
-		}
-		if err != nil {
-			return errDisconnected
+		if err := t.more(); err != nil {
+			return err
 		}
 	}
+}
+
+// more fills the buffer inside of a request. Nothing else may wait meanwhile, so the batch goes first.
+func (t *transmission) more() error {
+	t.flush()
+	err := t.fill()
+	if errors.Is(err, os.ErrDeadlineExceeded) && t.leaving.Load() {
+		// A drain wakes readers that wait for a request. This one is inside of one: let
+		// it end, the drain's own time limits it.
+		err = t.conn.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		return errDisconnected
+	}
+	return nil
 }
 
 func (t *transmission) countDisc() {
