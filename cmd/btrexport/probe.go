@@ -29,7 +29,7 @@ func (a *app) probeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "probe NBD-URI",
 		Short: "Ask any NBD server what it offers, time some reads, hash the export",
-		Long: "probe connects to one export, shows its size, flags and block sizes, times small reads at random places one by one, " +
+		Long: "probe connects to one export, shows its size, flags, block sizes and metadata contexts, times small reads at random places one by one, " +
 			"then reads the whole export and prints its SHA-256.\n\n" + exitHelp,
 		Example: "  btrexport probe nbd://127.0.0.1/vm1\n  btrexport probe 'nbd+unix:///vm1?socket=/run/btrexport/nbd.sock'",
 		Args:    arguments(1, 1, "one NBD-URI"),
@@ -59,20 +59,22 @@ func (a *app) probeCommand() *cobra.Command {
 
 // probed is what a probe found. Sizes in bytes.
 type probed struct {
-	Name        string  `json:"name"`
-	Description string  `json:"description,omitempty"`
-	Size        uint64  `json:"size"`
-	ReadOnly    bool    `json:"read_only"`
-	MultiConn   bool    `json:"multi_conn"`
-	MinBlock    uint32  `json:"min_block"`
-	Preferred   uint32  `json:"preferred_block"`
-	MaxBlock    uint32  `json:"max_block"`
-	Reads       int     `json:"reads"`
-	ReadBytes   int     `json:"read_bytes"` // of each
-	P50         float64 `json:"p50_seconds"`
-	P99         float64 `json:"p99_seconds"`
-	Seconds     float64 `json:"whole_seconds,omitempty"`
-	SHA256      string  `json:"sha256,omitempty"`
+	Name        string   `json:"name"`
+	Description string   `json:"description,omitempty"`
+	Size        uint64   `json:"size"`
+	ReadOnly    bool     `json:"read_only"`
+	MultiConn   bool     `json:"multi_conn"`
+	MinBlock    uint32   `json:"min_block"`
+	Preferred   uint32   `json:"preferred_block"`
+	MaxBlock    uint32   `json:"max_block"`
+	Reads       int      `json:"reads"`
+	ReadBytes   int      `json:"read_bytes"` // of each
+	P50         float64  `json:"p50_seconds"`
+	P99         float64  `json:"p99_seconds"`
+	Structured  bool     `json:"structured_replies"`
+	Contexts    []string `json:"meta_contexts,omitempty"`
+	Seconds     float64  `json:"whole_seconds,omitempty"`
+	SHA256      string   `json:"sha256,omitempty"`
 }
 
 func probe(ctx context.Context, t nbdclient.Target, reads int, whole bool) (*probed, error) {
@@ -87,6 +89,7 @@ func probe(ctx context.Context, t nbdclient.Target, reads int, whole bool) (*pro
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	i := c.Info()
 	p := &probed{Name: i.Name, Description: i.Description, Size: i.Size, ReadOnly: i.ReadOnly(), MultiConn: i.MultiConn(),
+		Structured: i.Structured, Contexts: i.Contexts,
 		MinBlock: i.Blocks.Minimum, Preferred: i.Blocks.Preferred, MaxBlock: i.Blocks.Maximum}
 	if err := p.timeReads(c, reads); err != nil {
 		return nil, err
@@ -178,6 +181,17 @@ func (p *probed) print(w io.Writer) error {
 	fmt.Fprintf(w, "%s  %s  %s  %s  block %d/%d/%d\n", name, iec(p.Size), access, conns, p.MinBlock, p.Preferred, p.MaxBlock)
 	if p.Description != "" {
 		fmt.Fprintf(w, "%s\n", shown(p.Description))
+	}
+	if p.Structured {
+		fmt.Fprint(w, "structured replies")
+		for i, c := range p.Contexts {
+			sep := ", "
+			if i == 0 {
+				sep = "; contexts "
+			}
+			fmt.Fprint(w, sep, shown(c))
+		}
+		fmt.Fprintln(w)
 	}
 	if p.Reads > 0 {
 		fmt.Fprintf(w, "%d reads of %s: p50 %s  p99 %s\n", p.Reads, iec(uint64(p.ReadBytes)), duration(p.P50), duration(p.P99))

@@ -30,11 +30,20 @@ type ReadError struct {
 	Offset uint64
 	Length uint32
 	Errno  uint32 // of the NBD document, which are Linux's numbers
+	Lost   uint64 // offset of the first byte that could not be read; Offset where the server does not say
+	Text   string // the server's own words; may be empty
 }
 
 // Error gives the range and the server's reason.
 func (e *ReadError) Error() string {
-	return fmt.Sprintf("read offset %d length %d: server says: %v", e.Offset, e.Length, e.Unwrap())
+	s := fmt.Sprintf("read offset %d length %d: server says: %v", e.Offset, e.Length, e.Unwrap())
+	if e.Lost != e.Offset {
+		s += fmt.Sprintf(" at offset %d", e.Lost)
+	}
+	if e.Text != "" {
+		s += fmt.Sprintf(" (%q)", e.Text)
+	}
+	return s
 }
 
 // Unwrap returns the reason as a syscall.Errno.
@@ -62,6 +71,7 @@ type call struct {
 	off  uint64
 	err  error
 	done chan struct{} // of capacity 1
+	got  []span        // what chunks brought: by offset, no two touch that came in order
 }
 
 // Dial connects to t and negotiates its export with GO. ctx bounds the handshake alone.
@@ -70,7 +80,10 @@ func Dial(ctx context.Context, t Target) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	info, err := s.choose(t.Export)
+	info, err := s.extend(t.Export)
+	if err == nil {
+		err = s.choose(&info)
+	}
 	if err != nil {
 		return nil, s.abandon(ctx, err)
 	}
@@ -177,26 +190,44 @@ func (c *Client) receiveOne() error {
 	if _, err := io.ReadFull(c.in, b[:]); err != nil {
 		return err
 	}
+	if c.info.Structured && !nbdwire.IsSimpleReply(b[:]) {
+		return c.receiveChunk(b[:])
+	}
 	h, err := nbdwire.DecodeSimpleReply(b[:])
 	if err != nil {
 		return errors.Join(ErrProtocol, err)
 	}
-	c.mu.Lock()
-	k := c.pending[h.Handle]
-	c.mu.Unlock()
+	k := c.find(h.Handle)
 	if k == nil {
 		return fmt.Errorf("%w: reply to cookie %d, which is not in flight", ErrProtocol, h.Handle)
 	}
-	if h.Error != 0 {
-		k.err = &ReadError{Offset: k.off, Length: uint32(len(k.p)), Errno: h.Error}
-	} else if _, err := io.ReadFull(c.in, k.p); err != nil {
-		return err
+	switch {
+	case h.Error != 0:
+		k.err = &ReadError{Offset: k.off, Length: uint32(len(k.p)), Errno: h.Error, Lost: k.off}
+	case c.info.Structured:
+		return fmt.Errorf("%w: simple reply to a read after structured replies were agreed on", ErrProtocol)
+	default:
+		if _, err := io.ReadFull(c.in, k.p); err != nil {
+			return err
+		}
 	}
+	c.finish(h.Handle, k)
+	return nil
+}
+
+// find returns the call in flight with this cookie; nil if there is none.
+func (c *Client) find(cookie uint64) *call {
 	c.mu.Lock()
-	delete(c.pending, h.Handle)
+	defer c.mu.Unlock()
+	return c.pending[cookie]
+}
+
+// finish ends a call.
+func (c *Client) finish(cookie uint64, k *call) {
+	c.mu.Lock()
+	delete(c.pending, cookie)
 	c.mu.Unlock()
 	k.done <- struct{}{}
-	return nil
 }
 
 // Close says goodbye and closes. Reads in flight end with ErrClosed.

@@ -3,9 +3,11 @@ package nbdclient_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -133,7 +135,7 @@ func TestReadAt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if i := c.Info(); i.Name != "a+b/ä" || i.Description != "first" || i.Size != uint64(len(data)) || !i.ReadOnly() || !i.MultiConn() || i.Blocks.Maximum != export.MaxRead {
+	if i := c.Info(); i.Name != "a+b/ä" || i.Description != "first" || i.Size != uint64(len(data)) || !i.ReadOnly() || !i.MultiConn() || i.Blocks.Maximum != export.MaxRead || !i.Structured || len(i.Contexts) != 3 {
 		t.Errorf("info %+v", i)
 	}
 	whole := make([]byte, len(data))
@@ -207,7 +209,8 @@ func scripted(t *testing.T, script []byte) nbdclient.Target {
 
 // TestHostileServers: nothing that a server sends is believed.
 func TestHostileServers(t *testing.T) {
-	hello := nbdwire.AppendGreeting(nil, 3)
+	// These do not know structured replies.
+	hello := nbdwire.AppendOptionReply(nbdwire.AppendGreeting(nil, 3), nbdwire.OptStructuredReply, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNSUPPORTED, nil)
 	reply := func(typ uint32, data string) []byte {
 		return nbdwire.AppendOptionReply(bytes.Clone(hello), protocol.NEGOTIATION_ID_OPTION_GO, typ, []byte(data))
 	}
@@ -261,6 +264,108 @@ func TestHostileServers(t *testing.T) {
 			_ = c.Close()
 		})
 	}
+}
+
+// TestHostileChunks: nor what it sends after structured replies were agreed on.
+func TestHostileChunks(t *testing.T) {
+	hello := nbdwire.AppendGreeting(nil, 3)
+	hello = nbdwire.AppendOptionReply(hello, nbdwire.OptStructuredReply, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
+	hello = nbdwire.AppendMetaContext(hello, nbdwire.OptListMetaContext, 0, "a:b")
+	hello = nbdwire.AppendOptionReply(hello, nbdwire.OptListMetaContext, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
+	hello = nbdwire.AppendInfoExport(hello, protocol.NEGOTIATION_ID_OPTION_GO, 1<<20, 3)
+	hello = nbdwire.AppendOptionReply(hello, protocol.NEGOTIATION_ID_OPTION_GO, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
+	chunk := func(flags, typ uint16, payload string) string {
+		return string(nbdwire.AppendChunk(nil, nbdwire.Chunk{Flags: flags, Type: typ, Cookie: 1, Length: uint64(len(payload))})) + payload
+	}
+	at := func(off uint64) string { return string(binary.BigEndian.AppendUint64(nil, off)) }
+	hole := func(off uint64, n uint32) string { return string(binary.BigEndian.AppendUint32([]byte(at(off)), n)) }
+	fault := func(off uint64) string {
+		return string(nbdwire.AppendErrorChunk(nil, nbdwire.ReplyErrorOffset, nbdwire.ErrorChunk{Errno: 5, Text: "gone", Offset: off}))
+	}
+	for _, tc := range []struct{ name, reply string }{
+		{"simple reply to a read", "\x67\x44\x66\x98\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01"},
+		{"another cookie", strings.Replace(chunk(1, 1, at(100)+"0123456789abcdef"), "\x01\x00\x00\x00", "\x02\x00\x00\x00", 1)},
+		{"data in front", chunk(1, 1, at(99)+"0123456789abcdef")},
+		{"data behind", chunk(1, 1, at(101)+"0123456789abcdef")},
+		{"data at 2^64 - 1", chunk(1, 1, at(math.MaxUint64)+"0123456789abcdef")},
+		{"no data", chunk(1, 1, at(100))},
+		{"data of 4 GiB", chunk(1, 1, "")[:16] + "\xff\xff\xff\xff" + at(100)},
+		{"hole behind", chunk(1, 2, hole(100, 17))},
+		{"hole of 0 bytes", chunk(1, 2, hole(100, 0))},
+		{"hole of 4 GiB", chunk(1, 2, hole(100, math.MaxUint32))},
+		{"overlap", chunk(0, 1, at(104)+"0123") + chunk(1, 2, hole(100, 16))},
+		{"the same twice", chunk(0, 2, hole(100, 8)) + chunk(1, 2, hole(100, 8))},
+		{"a part only", chunk(1, 2, hole(100, 15))},
+		{"a gap", chunk(0, 2, hole(100, 4)) + chunk(1, 2, hole(108, 8))},
+		{"nothing", chunk(1, 0, "")},
+		{"NONE without DONE", chunk(0, 0, "")},
+		{"unknown type", chunk(1, 3, "")},
+		{"block status", chunk(1, 5, "\x00\x00\x00\x01\x00\x00\x00\x01\x00\x00\x00\x01")},
+		{"error in front", chunk(1, nbdwire.ReplyErrorOffset, fault(99))},
+		{"error behind", chunk(1, nbdwire.ReplyErrorOffset, fault(116))},
+		{"error of 1 GiB", chunk(1, nbdwire.ReplyError, "")[:16] + "\x40\x00\x00\x00"},
+		{"error without an errno", chunk(1, nbdwire.ReplyError, "\x00\x00\x00\x00\x00\x00")},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := nbdclient.Dial(context.Background(), scripted(t, append(bytes.Clone(hello), tc.reply...)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.ReadAt(make([]byte, 16), 100); !errors.Is(err, nbdclient.ErrProtocol) {
+				t.Errorf("got %v, want ErrProtocol", err)
+			}
+			_ = c.Close()
+		})
+	}
+	good := []struct{ name, reply, want string }{
+		{"in order", chunk(0, 1, at(100)+"0123") + chunk(1, 2, hole(104, 12)), "0123"},
+		{"out of order, NONE last", chunk(0, 2, hole(112, 4)) + chunk(0, 1, at(104)+"01234567") + chunk(0, 1, at(100)+"abcd") + chunk(1, 0, ""), "abcd01234567"},
+		{"unknown flags", chunk(0xff, 1, at(100)+"0123456789abcdef"), "0123456789abcdef"},
+	}
+	for _, tc := range good {
+		t.Run(tc.name, func(t *testing.T) {
+			c, err := nbdclient.Dial(context.Background(), scripted(t, append(bytes.Clone(hello), tc.reply...)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i := c.Info(); !i.Structured || len(i.Contexts) != 1 || i.Contexts[0] != "a:b" {
+				t.Errorf("%+v", i)
+			}
+			p := bytes.Repeat([]byte("x"), 16)
+			want := append([]byte(tc.want), make([]byte, 16-len(tc.want))...)
+			if _, err := c.ReadAt(p, 100); err != nil || !bytes.Equal(p, want) {
+				t.Errorf("%q %v, want %q", p, err, want)
+			}
+			_ = c.Close()
+		})
+	}
+	c, err := nbdclient.Dial(context.Background(), scripted(t, append(bytes.Clone(hello),
+		chunk(0, 1, at(100)+"0123")+chunk(0, nbdwire.ReplyErrorOffset, fault(104))+chunk(1, 2, hole(108, 8))...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lost *nbdclient.ReadError
+	if _, err := c.ReadAt(make([]byte, 16), 100); !errors.As(err, &lost) || lost.Lost != 104 || lost.Text != "gone" || !errors.Is(err, syscall.EIO) {
+		t.Errorf("lost part: %v", err)
+	}
+	_ = c.Close()
+}
+
+// TestSimpleServer reads from a server that has simple replies only.
+func TestSimpleServer(t *testing.T) {
+	script := nbdwire.AppendOptionReply(nbdwire.AppendGreeting(nil, 3), nbdwire.OptStructuredReply, nbdwire.RepErrPolicy, []byte("no"))
+	script = nbdwire.AppendInfoExport(script, protocol.NEGOTIATION_ID_OPTION_GO, 1<<20, 3)
+	script = nbdwire.AppendOptionReply(script, protocol.NEGOTIATION_ID_OPTION_GO, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
+	script = append(script, "\x67\x44\x66\x98\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x010123456789abcdef"...)
+	c, err := nbdclient.Dial(context.Background(), scripted(t, script))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 16)
+	if _, err := c.ReadAt(p, 100); err != nil || string(p) != "0123456789abcdef" || c.Info().Structured {
+		t.Errorf("%q %v %+v", p, err, c.Info())
+	}
+	_ = c.Close()
 }
 
 // TestContextEndsHandshake: a silent server holds Dial and List no longer than their context.

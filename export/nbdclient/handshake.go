@@ -19,6 +19,7 @@ import (
 const (
 	maxReplyData = 2*nbdwire.MaxString + 64
 	maxReplies   = 1 << 16
+	maxContexts  = 1 << 10
 )
 
 // ErrProtocol is a server that breaks the protocol. Errors wrap it with what was seen.
@@ -47,6 +48,8 @@ type Info struct {
 	Size        uint64 // bytes
 	Flags       uint16 // transmission flags
 	Blocks      nbdwire.BlockSizes
+	Structured  bool     // reads are answered in chunks: holes, and errors with a place
+	Contexts    []string // metadata contexts that block status can be asked for; they need Structured
 }
 
 // ReadOnly tells whether the server refuses writes.
@@ -154,11 +157,43 @@ func (s *session) reply(option uint32) (uint32, []byte, error) {
 	return h.Type, data, err
 }
 
-// choose runs GO and returns what the server says of the export.
-func (s *session) choose(name string) (Info, error) {
+// extend asks for what a server need not have: structured replies, and which metadata contexts there are.
+// An error reply means that it has not.
+func (s *session) extend(name string) (Info, error) {
 	info := Info{Name: name, Blocks: nbdwire.BlockSizes{Minimum: 1, Preferred: 4096, Maximum: 1 << 25}}
+	var refused *OptionError
+	err := s.ask(nbdwire.OptStructuredReply, nil, func(typ uint32, _ []byte) error {
+		return fmt.Errorf("reply type %d to STRUCTURED_REPLY", typ)
+	})
+	if errors.As(err, &refused) {
+		return info, nil
+	}
+	if err != nil {
+		return Info{}, err
+	}
+	info.Structured = true
+	query := nbdwire.AppendMetaQuery(nil, nbdwire.MetaQuery{Name: name})
+	err = s.ask(nbdwire.OptListMetaContext, query, func(typ uint32, data []byte) error {
+		if typ != nbdwire.RepMetaContext {
+			return fmt.Errorf("reply type %d to LIST_META_CONTEXT", typ)
+		}
+		if len(info.Contexts) >= maxContexts {
+			return fmt.Errorf("more than %d metadata contexts", maxContexts)
+		}
+		_, context, err := nbdwire.DecodeMetaContext(data)
+		info.Contexts = append(info.Contexts, context)
+		return err
+	})
+	if errors.As(err, &refused) {
+		info.Contexts, err = nil, nil
+	}
+	return info, err
+}
+
+// choose runs GO and adds what the server says of the export.
+func (s *session) choose(info *Info) error {
 	sized := false
-	request := nbdwire.AppendInfoRequest(nil, nbdwire.InfoRequest{Name: name, Types: []uint16{
+	request := nbdwire.AppendInfoRequest(nil, nbdwire.InfoRequest{Name: info.Name, Types: []uint16{
 		protocol.NEGOTIATION_TYPE_INFO_NAME,
 		protocol.NEGOTIATION_TYPE_INFO_DESCRIPTION,
 		protocol.NEGOTIATION_TYPE_INFO_BLOCKSIZE,
@@ -185,15 +220,15 @@ func (s *session) choose(name string) (Info, error) {
 	})
 	switch {
 	case err != nil:
-		return Info{}, err
+		return err
 	case !sized:
-		return Info{}, fmt.Errorf("%w: no size in the reply to GO", ErrProtocol)
+		return fmt.Errorf("%w: no size in the reply to GO", ErrProtocol)
 	case info.Size > math.MaxInt64:
-		return Info{}, fmt.Errorf("%w: size of %d bytes", ErrProtocol, info.Size)
+		return fmt.Errorf("%w: size of %d bytes", ErrProtocol, info.Size)
 	case info.Flags&protocol.NEGOTIATION_REPLY_FLAGS_HAS_FLAGS == 0:
-		return Info{}, fmt.Errorf("%w: transmission flags %#x", ErrProtocol, info.Flags)
+		return fmt.Errorf("%w: transmission flags %#x", ErrProtocol, info.Flags)
 	}
-	return info, nil
+	return nil
 }
 
 // List returns what the server behind t offers, in its order. t.Export is ignored.
