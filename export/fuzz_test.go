@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -35,8 +37,8 @@ func socketPair(t testing.TB) (near, far net.Conn) {
 	return ends[0], ends[1]
 }
 
-// FuzzConn plays whole sessions: what the server sends always parses, nothing is lent at the
-// end, and there is an end.
+// FuzzConn plays whole sessions: what the server sends always parses, with structured replies, extended headers
+// and metadata contexts too, nothing is lent at the end, and there is an end.
 func FuzzConn(f *testing.F) {
 	hello := nbdwire.AppendClientFlags(nil, 3)
 	chosen := nbdwire.AppendOption(bytes.Clone(hello), optGo, infoRequest("d", 1, 2, 3))
@@ -49,8 +51,11 @@ func FuzzConn(f *testing.F) {
 	f.Add(append(append(bytes.Clone(chosen), requestBytes(cmdWrite, 0, 1, 0, 8)...), "12345678"...))
 	f.Add(nbdwire.AppendOption(nbdwire.AppendOption(bytes.Clone(hello), optList, nil), optAbort, nil))
 	f.Add(nbdwire.AppendOption(nbdwire.AppendOption(bytes.Clone(hello), 11, nil), 10, []byte("\x00\x00\x00\x01d\x00\x00\x00\x00")))
-	data := pattern()[:20000]
-	file := &fakeFile{data: data, async: true}
+	for _, seed := range extensionSeeds() {
+		f.Add(seed)
+	}
+	file := sparse(rand.New(rand.NewPCG(7, 7)), 20000, 0.4, 0.2)
+	file.waits = true
 	server, err := NewServer(Options{Exports: []Export{{Name: "d", Description: "x", File: file, RoundUp: 4096}}, Limits: Limits{Handshake: patience}})
 	if err != nil {
 		f.Fatal(err)
@@ -78,6 +83,38 @@ func FuzzConn(f *testing.F) {
 	})
 }
 
+// extensionSeeds are sessions with structured replies, extended headers and metadata contexts.
+func extensionSeeds() [][]byte {
+	hello := nbdwire.AppendClientFlags(nil, 3)
+	query := nbdwire.AppendMetaQuery(nil, nbdwire.MetaQuery{Name: "d", Queries: []string{base, ourKind, "x:y"}})
+	options := func(ids ...uint32) []byte {
+		b := bytes.Clone(hello)
+		for _, id := range ids {
+			b = nbdwire.AppendOption(b, id, nil)
+		}
+		b = nbdwire.AppendOption(b, optListMeta, nbdwire.AppendMetaQuery(nil, nbdwire.MetaQuery{Name: "d", Queries: []string{"x-btrexport:"}}))
+		b = nbdwire.AppendOption(b, optSetMeta, query)
+		return nbdwire.AppendOption(b, optGo, infoRequest("d", 3))
+	}
+	compact := slices.Concat(readRequest(1, 0, 20000), requestBytes(cmdRead, flagDF, 2, 5, 9000), requestBytes(cmdStatus, 0, 3, 0, 20480),
+		requestBytes(cmdStatus, flagReqOne, 4, 4096, 5), requestBytes(cmdCache, 0, 5, 0, 20000), readRequest(6, 0, 0), requestBytes(cmdDisc, 0, 7, 0, 0))
+	wide := func(typ, flags uint16, off, n uint64, payload ...byte) []byte {
+		return append(nbdwire.AppendExtendedRequest(nil, nbdwire.Request{Type: typ, Flags: flags, Cookie: 9, Offset: off, Length: n}), payload...)
+	}
+	filter := []byte("\x00\x00\x00\x00\x00\x00\x50\x00\x00\x00\x00\x02")
+	extended := slices.Concat(wide(cmdRead, 0, 1, 19000), wide(cmdRead, flagDF, 4096, 4096), wide(cmdStatus, 0, 0, 20480),
+		wide(cmdStatus, flagPayload, 0, uint64(len(filter)), filter...), wide(cmdWrite, flagPayload, 0, 3, 'a', 'b', 'c'),
+		wide(cmdRead, 0, 0, 1<<63), wide(cmdCache, 0, 0, 20480), wide(nbdwire.CmdFlush, 0, 0, 0), wide(cmdDisc, 0, 0, 0))
+	return [][]byte{
+		append(options(optSR), compact...),
+		append(options(optEH), extended...),
+		append(options(optSR, optEH, optSR), extended...),
+		append(options(optEH), compact...),
+		append(options(optSR), extended...),
+		append(options(), compact...),
+	}
+}
+
 // checkStream parses what a server sent in answer to in.
 func checkStream(t *testing.T, in, out []byte, whole bool) {
 	t.Helper()
@@ -97,12 +134,14 @@ func checkStream(t *testing.T, in, out []byte, whole bool) {
 			t.Fatal(err)
 		}
 	}
+	acked := make(map[uint32]bool) // options without data that change the replies
 	for len(out) >= 8 && binary.BigEndian.Uint64(out) == protocol.NEGOTIATION_MAGIC_REPLY {
 		h, err := nbdwire.DecodeOptionReply(take(nbdwire.OptionReplyLen))
 		if err != nil && whole {
 			t.Fatal(err)
 		}
 		take(int(h.Length))
+		acked[h.ID] = acked[h.ID] || h.Type == repAck
 	}
 	if len(out) >= 10 && binary.BigEndian.Uint32(out) == 0 { // reply to EXPORT_NAME: a size below 2^32
 		take(10)
@@ -112,6 +151,10 @@ func checkStream(t *testing.T, in, out []byte, whole bool) {
 	}
 	lengths := readLengths(in)
 	for len(out) > 0 {
+		if acked[optEH] || acked[optSR] && (len(out) < 4 || !nbdwire.IsSimpleReply(out)) {
+			takeChunk(t, take, acked[optEH])
+			continue
+		}
 		h, err := nbdwire.DecodeSimpleReply(take(nbdwire.SimpleReplyLen))
 		if err != nil {
 			if whole {
@@ -119,7 +162,10 @@ func checkStream(t *testing.T, in, out []byte, whole bool) {
 			}
 			return
 		}
-		if h.Error != 0 {
+		if acked[optSR] && h.Error != 0 {
+			t.Fatalf("simple reply with errno %d", h.Error)
+		}
+		if h.Error != 0 || acked[optSR] {
 			continue
 		}
 		n, ok := lengths[h.Handle]
@@ -127,6 +173,39 @@ func checkStream(t *testing.T, in, out []byte, whole bool) {
 			return // cookies that repeat with other lengths: not to be told apart here
 		}
 		take(n)
+	}
+}
+
+// takeChunk parses one chunk, of a file of 20000 bytes padded to 20480. A stream that was cut may end in it.
+func takeChunk(t *testing.T, take func(int) []byte, extended bool) {
+	t.Helper()
+	length, decode := nbdwire.ChunkLen, nbdwire.DecodeChunk
+	if extended {
+		length, decode = nbdwire.ExtendedChunkLen, nbdwire.DecodeExtendedChunk
+	}
+	b := take(length)
+	if len(b) < length {
+		return
+	}
+	h, err := decode(b)
+	if err != nil || h.Flags&^nbdwire.ReplyFlagDone != 0 || h.Length > 1<<20 {
+		t.Fatalf("chunk %+v, %v", h, err)
+	}
+	b = take(int(h.Length))
+	if len(b) < int(h.Length) {
+		return
+	}
+	const size = 20480
+	p := (&rawConn{t: t}).decodePart(h.Type, b)
+	if p.offset > size || p.hole+uint64(len(p.data)) > size-p.offset {
+		t.Fatalf("chunk %+v is not inside of the export", p)
+	}
+	total := uint64(0)
+	for _, d := range p.list {
+		total += d.Length
+	}
+	if total > size || extended && h.Type == nbdwire.ReplyBlockStatusExt && total > size-h.Offset {
+		t.Fatalf("status of %d bytes at %d", total, h.Offset)
 	}
 }
 
