@@ -221,15 +221,23 @@ func (q *request) cost() int64 {
 
 // described seals the reply to a query that has failed; describe has sealed one that has not.
 func (q *request) described(err error) {
-	if q.err = err; err != nil {
-		q.logFailure("block status failed")
-		q.seal()
+	if q.err = err; err == nil {
+		return
 	}
+	if q.owner.life.Err() == nil { // else it ended because nobody takes the answer
+		q.logFailure("block status failed")
+	}
+	q.seal()
 }
 
 // describeAside answers a query that must wait for its extents.
 func (t *transmission) describeAside(q *request) {
-	q.described(t.tellAside.describe(t.life, q, true))
+	if t.life.Err() != nil { // nobody takes the answer
+		q.err = errDisconnected
+		q.seal()
+	} else {
+		q.described(t.tellAside.describe(t.life, q, true))
+	}
 	t.ended(q)
 }
 
