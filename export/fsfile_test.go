@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -230,5 +232,80 @@ func TestFSFileServed(t *testing.T) {
 	}
 	if got := hex.EncodeToString(sum.Sum(nil)); got != entry.SHA256 {
 		t.Errorf("sha256 %s, want %s", got, entry.SHA256)
+	}
+}
+
+// TestFSFileExtents compares the extents of every regular file of images of all kinds with the filesystem's
+// own walk, asked for a few at a time, from any offset, and first without waiting.
+func TestFSFileExtents(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 3))
+	seen := make(map[Extent]bool)
+	for _, name := range []string{"raid1-2", "no-holes-off", "lzo", "zlib", "zstd"} {
+		img := fsreadtest.Load(t, name)
+		fs := openGolden(t, img)
+		top, err := fs.SubvolumeByID(t.Context(), ondisk.TreeFS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range img.Manifest.Entries {
+			if e.Type != "file" || e.Size == 0 {
+				continue
+			}
+			f, err := top.OpenFile(t.Context(), "/"+string(e.Path))
+			if err != nil {
+				continue // of another subvolume
+			}
+			for range 4 {
+				checkExtents(t, f, rng.Uint64N(uint64(e.Size)), 1+rng.IntN(3), seen)
+			}
+		}
+	}
+	if !seen[Extent{Kind: ExtentHole}] || !seen[Extent{Kind: ExtentZero}] || !seen[Extent{}] || !seen[Extent{Unverified: true}] ||
+		!seen[Extent{Compression: CompressionZlib}] || !seen[Extent{Compression: CompressionLZO}] || !seen[Extent{Compression: CompressionZstd}] {
+		t.Errorf("the images show little: %v", seen)
+	}
+}
+
+// checkExtents walks a file from off on, n extents at a time, and notes the kinds that it meets.
+func checkExtents(t *testing.T, f *fsread.File, off uint64, n int, seen map[Extent]bool) {
+	t.Helper()
+	x := NewFile(f)
+	list := make([]Extent, n)
+	err := f.Extents(t.Context(), off, func(s fsread.Segment) error {
+		for end := s.Off + s.Len; off < min(end, f.Size()); {
+			n, err := x.Extents(t.Context(), off, f.Size(), false, list)
+			if errors.Is(err, ErrWait) {
+				n, err = x.Extents(t.Context(), off, f.Size(), true, list)
+			}
+			if err != nil || n < 1 || n > len(list) {
+				return fmt.Errorf("%d extents, %v", n, err)
+			}
+			got := list[0]
+			if off+got.Length != end {
+				return fmt.Errorf("extent at %d has %d bytes, want %d", off, got.Length, end-off)
+			}
+			want := Extent{Length: got.Length}
+			switch s.Kind {
+			case fsread.Hole:
+				want.Kind = ExtentHole
+			case fsread.Prealloc:
+				want.Kind = ExtentZero
+			case fsread.Compressed:
+				want.Compression = Compression(s.Extent.Compression)
+				want.Unverified = !f.Verified() && s.Extent.Type != ondisk.ExtentInline
+			case fsread.Plain:
+				want.Unverified = !f.Verified()
+			}
+			if got != want {
+				return fmt.Errorf("at %d (%s): %+v, want %+v", off, s.Kind, got, want)
+			}
+			off = end
+			got.Length = 0
+			seen[got] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("inode %d: %v", f.Inode(), err)
 	}
 }
