@@ -17,7 +17,8 @@ func HandOff(ctx context.Context, t Target) (Info, *os.File, error) {
 	if err != nil {
 		return Info{}, nil, err
 	}
-	info, err := s.choose(t.Export)
+	info := Info{Name: t.Export}
+	err = s.choose(&info)
 	if err == nil && s.in.Buffered() > 0 {
 		err = fmt.Errorf("%w: %d bytes behind the reply to GO", ErrProtocol, s.in.Buffered())
 	}
