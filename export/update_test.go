@@ -218,7 +218,7 @@ func TestUpdateRefused(t *testing.T) {
 // valueFile is a File that == can't compare.
 type valueFile struct {
 	*fakeFile
-	tags []string
+	_ []string
 }
 
 // TestUpdateOfValues: such a File is another one after an update, and no panic.
