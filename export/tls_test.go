@@ -489,3 +489,40 @@ func TestCork(t *testing.T) {
 		t.Errorf("%d bytes, %v; want %d in order", len(got), err, want.Len())
 	}
 }
+
+// TestTLSForgets is CVE-2021-3716: what was agreed on in the clear does not count under TLS.
+func TestTLSForgets(t *testing.T) {
+	data := pattern()[:1<<20]
+	a := newAuthority(t)
+	fx := start(t, Options{Exports: oneExport(&fakeFile{data: data}), TLS: TLS{Mode: TLSAllow, Config: a.server(false)}})
+	c := fx.greeted()
+	c.option(nbdwire.OptStructuredReply, nil)
+	c.reply(nbdwire.OptStructuredReply, repAck)
+	if got := c.meta(optSetMeta, "disk", base); len(got) != 1 {
+		t.Fatalf("contexts %v", got)
+	}
+	c.startTLS(a.client(nil))
+	c.option(optSetMeta, nbdwire.AppendMetaQuery(nil, nbdwire.MetaQuery{Name: "disk", Queries: []string{base}}))
+	c.reply(optSetMeta, nbdwire.RepErrInvalid) // structured replies are off again
+	for _, info := range c.infos(optGo, "disk") {
+		if info.Flags&(1<<7) != 0 {
+			t.Error("SEND_DF without structured replies")
+		}
+	}
+	c.alive(data) // by a simple reply
+	c.put(requestBytes(7, 0, 1, 0, 4096))
+	c.wantAnswer(1, 22, nil)
+}
+
+// TestHiddenMeta: metadata contexts tell no more of an export than GO does.
+func TestHiddenMeta(t *testing.T) {
+	f := &fakeFile{data: pattern()[:4096]}
+	fx := start(t, Options{Exports: []Export{{Name: "all", File: f}, {Name: "hidden", File: f, Allow: Access{Networks: networks("192.0.2.0/24")}}}})
+	c := fx.greeted()
+	c.option(nbdwire.OptStructuredReply, nil)
+	c.reply(nbdwire.OptStructuredReply, repAck)
+	for _, id := range []uint32{optListMeta, optSetMeta} {
+		c.option(id, nbdwire.AppendMetaQuery(nil, nbdwire.MetaQuery{Name: "hidden", Queries: []string{base}}))
+		c.reply(id, repUnknown)
+	}
+}
