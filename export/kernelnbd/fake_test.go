@@ -39,7 +39,7 @@ type fake struct {
 	noDriver bool                               // guarded by mu, as all below
 	errno    map[uint8]syscall.Errno            // the answer to a command, instead of doing it
 	times    map[uint8]int                      // how often errno is given; not there: always
-	late     time.Duration                      // before sysfs shows a size
+	late     time.Duration                      // before sysfs shows the size
 	answer   func(seq uint32, cmd uint8) []byte // replaces the answer to a command, if not nil
 	devices  map[int]*fakeDevice                // by N of /dev/nbdN
 	asked    map[uint8]int                      // requests, by command
@@ -298,6 +298,8 @@ func (k *fake) connect(index int, attrs map[uint16][]byte) ([]byte, syscall.Errn
 	k.write(dir+"ro", strconv.FormatUint(d.flags>>1&1, 10)+"\n")
 	k.write(dir+"backend", d.backend+"\n")
 	k.write(dir+"dev", fmt.Sprintf("43:%d\n", 32*index))
+	k.write(fmt.Sprintf("dev/nbd%d", index), "")
+	k.write(dir+"pid", strconv.Itoa(fakePID)+"\n")
 	k.wg.Add(1)
 	go func() {
 		defer k.wg.Done()
@@ -307,9 +309,7 @@ func (k *fake) connect(index int, attrs map[uint16][]byte) ([]byte, syscall.Errn
 		if k.devices[index] != d {
 			return
 		}
-		k.write(dir+"pid", strconv.Itoa(fakePID)+"\n")
 		k.write(dir+"size", strconv.FormatUint(d.size/512, 10)+"\n")
-		k.write(fmt.Sprintf("dev/nbd%d", index), "")
 	}()
 	return slices.Concat([]byte{1, 1, 0, 0}, attr(1, u32(index))), 0
 }

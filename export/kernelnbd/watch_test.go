@@ -77,6 +77,11 @@ func watching(t *testing.T, ctx context.Context, s *server) (k *fake, kernel *Ke
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	o := Options{Connections: 3}
 	a, err := kernel.Attach(ctx, 0, s.target, o)
 	if err != nil {
@@ -85,8 +90,7 @@ func watching(t *testing.T, ctx context.Context, s *server) (k *fake, kernel *Ke
 	log = new(lockedBuffer)
 	ended = make(chan error, 1)
 	go func() {
-		err := w.Run(ctx, a, s.target, o, slog.New(slog.NewTextHandler(log, nil)))
-		ended <- errors.Join(err, w.Close())
+		ended <- w.Run(ctx, a, s.target, o, slog.New(slog.NewTextHandler(log, nil)))
 	}()
 	return k, kernel, log, ended
 }
