@@ -52,9 +52,6 @@ func TestVerifyGolden(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			img := fsreadtest.Load(t, name)
-			if img.Manifest.Refuse != "" {
-				t.Skip("refused")
-			}
 			r := newRig(t, img)
 			f := mustOpen(t, r, Options{})
 			planner := f.NewVerification(VerifyOptions{})

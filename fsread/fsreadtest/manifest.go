@@ -32,9 +32,6 @@ type Header struct {
 	Name string `json:"name"`
 	// Note says what the image is for.
 	Note string `json:"note"`
-	// Refuse names the feature because of which this release refuses the filesystem. Empty: it is
-	// readable.
-	Refuse string `json:"refuse,omitempty"`
 	// Mkfs holds the arguments of mkfs.btrfs without the devices, MountOptions those of the mount
 	// that filled it.
 	Mkfs         []string `json:"mkfs"`

@@ -28,11 +28,9 @@ import (
 // Spec is the recipe of one image.
 type Spec struct {
 	Name, Note string
-	// Refuse goes into the manifest.
-	Refuse  string
-	Options kernelfs.Options
-	Mount   string // options of the mount that Fill runs in, beside subvolid=5
-	Seed    uint64
+	Options    kernelfs.Options
+	Mount      string // options of the mount that Fill runs in, beside subvolid=5
+	Seed       uint64
 	// Fill makes the content below the top level subvolume. It may leave the tree at another mount.
 	Fill func(ctx context.Context, fs *kernelfs.FS, t *kernelfs.Tree) error
 	// Ext4, if set, makes the content of an ext4 that becomes the filesystem by btrfs-convert, before Fill.
@@ -176,7 +174,7 @@ func (s *Spec) inspect(ctx context.Context, tmp string, images []string) (*fsrea
 // header is what the recipe and the programs here say of an image.
 func (s *Spec) header(ctx context.Context) (*fsreadtest.Header, error) {
 	h := &fsreadtest.Header{
-		Name: s.Name, Note: s.Note, Refuse: s.Refuse,
+		Name: s.Name, Note: s.Note,
 		Mkfs: s.Args(), MountOptions: s.Mount, Seed: s.Seed,
 	}
 	return h, versions(ctx, h)

@@ -68,7 +68,7 @@ func look(ctx context.Context, tmp string, images []string, known fsreadtest.Hea
 // blank is a manifest of which only the making is known.
 func blank(known fsreadtest.Header) *fsreadtest.Manifest {
 	return &fsreadtest.Manifest{Header: fsreadtest.Header{
-		Name: known.Name, Note: known.Note, Refuse: known.Refuse,
+		Name: known.Name, Note: known.Note,
 		Mkfs: known.Mkfs, MountOptions: known.MountOptions, Seed: known.Seed,
 		Kernel: known.Kernel, Progs: known.Progs,
 	}}
