@@ -285,15 +285,16 @@ func TestScanWithoutAnswer(t *testing.T) {
 				devs = append(devs, faultdev.New(faultdev.Mem(g.name, disk)))
 			}
 			c.ruin(devs[1].(*faultdev.Dev))
-			_, err := scanFor(t.Context(), pool, devs, false, testSlow)
+			const wait = 500 * time.Millisecond // enough for the device that is well, on a busy machine
+			_, err := scanFor(t.Context(), pool, devs, false, wait)
 			if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), "open b: ") {
 				t.Errorf("got %v, want %v of b", err, c.kind)
 			}
-			s, err := scanFor(t.Context(), pool, devs, true, testSlow)
+			s, err := scanFor(t.Context(), pool, devs, true, wait)
 			if err != nil || len(s.Devices) != 1 || s.Devices[0].Dev != devs[0] || len(s.Ignored) != 1 || !strings.Contains(s.Ignored[0], "open b: ") {
 				t.Errorf("degraded: %+v, %v, want a alone and b ignored", s, err)
 			}
-			if _, err := scanFor(t.Context(), pool, devs[1:], true, testSlow); !errors.Is(err, c.kind) {
+			if _, err := scanFor(t.Context(), pool, devs[1:], true, wait); !errors.Is(err, c.kind) {
 				t.Errorf("nothing but b: %v, want %v", err, c.kind)
 			}
 			for _, d := range devs {
