@@ -116,7 +116,7 @@ func TestRuinedCopies(t *testing.T) {
 				ctx, rng := bounded(t), chance(t)
 				d := makeDamaged(ctx, t, rng, c.profile, c.devices, c.copies, most)
 				devices := shuffled(rng, d.fs.Loops())
-				s := launch{command: []string{program(t, raceBinary)}}.serve(t, append(devices, exports(d.files)...)...)
+				s := launch{command: []string{program(t, raceBinary)}}.serve(t, append(append(devices, patient), exports(d.files)...)...)
 				d.readAll(ctx, t, rng, s)
 				out := filepath.Join(t.TempDir(), "out")
 				for i := range 5 {
@@ -180,7 +180,7 @@ func TestLostBlock(t *testing.T) {
 			d := makeDamaged(ctx, t, rng, c.profile, c.devices, c.copies, 1)
 			f, lost := d.lose(t, rng)
 			devices := shuffled(rng, d.fs.Loops())
-			s := serve(t, append(devices, exports(d.files)...)...)
+			s := serve(t, append(append(devices, patient), exports(d.files)...)...)
 			checkLostReads(ctx, t, rng, s, f, lost)
 			if got := s.scrape(ctx, t).sum("btrexport_reads_lost_total"); got == 0 {
 				t.Error("reads_lost: got 0, want more")
@@ -299,7 +299,7 @@ func TestLostTreeBlock(t *testing.T) {
 	if err := c.ruinLeaves(inode, uint64(lost), rng); err != nil {
 		t.Fatal(err)
 	}
-	s := serve(t, append(shuffled(rng, k.fs.Loops()), exports([]served{f})...)...)
+	s := serve(t, append(append(shuffled(rng, k.fs.Loops()), patient), exports([]served{f})...)...)
 	client := s.dial(ctx, t, f.name)
 	good, failed := 0, 0
 	for off := 0; off < len(f.want); off += sector {

@@ -40,7 +40,7 @@ type calm struct {
 // observe serves all files, perhaps without some devices.
 func (w *wreck) observe(ctx context.Context, t *testing.T, gone []int) *observer {
 	t.Helper()
-	args := append(w.devices(gone), "--slow-read=-1s") // else a busy machine would be a reason to ask another copy
+	args := append(w.devices(gone), patient)
 	if len(gone) > 0 {
 		args = append(args, "--degraded")
 	}

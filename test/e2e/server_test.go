@@ -46,6 +46,9 @@ type launch struct {
 	root    string   // the directory that the program sees as /; empty: /
 }
 
+// patient is for tests that count retries: a busy machine would be a reason to ask another copy.
+const patient = "--slow-read=-1s"
+
 // serve starts a server on unix sockets in a new directory and waits until it accepts. The test's
 // end stops it, if nothing did before, and wants exit status 0 of it.
 func serve(t *testing.T, args ...string) *server {
