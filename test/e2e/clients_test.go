@@ -1,0 +1,69 @@
+//go:build linux
+
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestMoreClients has QEMU's storage daemon serve our export on, byte for byte, and fio read it at random.
+func TestMoreClients(t *testing.T) {
+	need(t, "qemu-storage-daemon", "fio", "nbdcopy")
+	ctx := bounded(t)
+	binary, dir := program(t, plainBinary), t.TempDir()
+	must(ctx, t, binary, "sample", dir)
+	devices := []string{"-d", dir + "/disk0.img", "-d", dir + "/disk1.img"}
+	must(ctx, t, binary, append([]string{"cp"}, append(devices, "/@images/vm1.raw", dir+"/vm1")...)...)
+	want, err := os.ReadFile(dir + "/vm1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := serve(t, append(devices, "-e", "vm1=/@images/vm1.raw")...)
+
+	again := filepath.Join(shortDir(t, ""), "again.sock")
+	daemon := exec.Command("qemu-storage-daemon",
+		"--blockdev", "driver=nbd,node-name=vm1,read-only=on,server.type=unix,export=vm1,server.path="+s.socket,
+		"--nbd-server", "addr.type=unix,addr.path="+again,
+		"--export", "type=nbd,id=e,node-name=vm1,name=again,writable=off")
+	daemon.Stderr = os.Stderr
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = daemon.Process.Kill()
+		_ = daemon.Wait() // it was killed
+	}()
+	for range 500 {
+		if _, err := os.Stat(again); err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	out := dir + "/out"
+	must(ctx, t, "nbdcopy", "nbd+unix:///again?socket="+again, out)
+	sameFile(t, "nbdcopy through qemu-storage-daemon", out, want)
+
+	var report struct {
+		Jobs []struct {
+			Error int `json:"error"`
+			Read  struct {
+				IOs int `json:"total_ios"`
+			} `json:"read"`
+		} `json:"jobs"`
+	}
+	text := must(ctx, t, "fio", "--name=random", "--ioengine=nbd", "--uri="+s.uri("vm1"), "--rw=randread", "--bs=4k",
+		"--iodepth=32", "--number_ios=4000", "--size=16m", "--output-format=json")
+	_, text, _ = strings.Cut(text, "\n") // which says that it has connected
+	if err := json.Unmarshal([]byte(text), &report); err != nil {
+		t.Fatalf("fio: %v in %.200q", err, text)
+	}
+	if len(report.Jobs) != 1 || report.Jobs[0].Error != 0 || report.Jobs[0].Read.IOs < 4000 {
+		t.Errorf("fio: %+v, want 4000 reads and no error", report.Jobs)
+	}
+}
