@@ -19,12 +19,7 @@ func TestAttach(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := ""
-	for _, e := range m.Entries {
-		if string(e.Path) == "@images/vm1.raw" {
-			sum = e.SHA256
-		}
-	}
+	sum := fileSum(t, m, "@images/vm1.raw")
 	dir := t.TempDir()
 	must(ctx, t, program(t), "sample", dir)
 	s := newServer(t, "-d", dir+"/disk0.img", "-d", dir+"/disk1.img", "-e", "vm1=/@images/vm1.raw", "-e", "other=/@images/plain.raw")

@@ -24,10 +24,6 @@ type tree struct {
 // newTree holds busybox, the modules of the kernel and testdata/init, which loads them and runs testdata/script.
 func newTree(t *testing.T, script string) *tree {
 	t.Helper()
-	k, err := kernel()
-	if err != nil {
-		t.Fatal(err)
-	}
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatal(err)
@@ -36,10 +32,24 @@ func newTree(t *testing.T, script string) *tree {
 	r.add(t, "bin/busybox", busybox)
 	r.add(t, "init", "testdata/init.sh")
 	r.add(t, "test", "testdata/"+script)
-	for i, m := range k.modules {
-		r.add(t, fmt.Sprintf("modules/%02d-%s", i, filepath.Base(m)), m)
-	}
+	r.addModules(t, "modules", wanted...)
 	return r
+}
+
+// addModules adds modules, and what they need, to a directory where the order of names is that of loading.
+func (r *tree) addModules(t *testing.T, dir string, names ...string) {
+	t.Helper()
+	k, err := kernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	modules, err := inOrder(k.root, names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, m := range modules {
+		r.add(t, fmt.Sprintf("%s/%02d-%s", dir, i, filepath.Base(m)), m)
+	}
 }
 
 func (r *tree) add(t *testing.T, name, path string) {

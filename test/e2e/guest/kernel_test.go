@@ -17,13 +17,13 @@ import (
 // metaPackage depends on the newest kernel of Debian's for virtual machines: small, with virtio, nbd and ext4.
 const metaPackage = "linux-image-cloud-amd64"
 
-// wanted are the modules that guests use; what these need comes along.
+// wanted are the modules that every guest loads; what these need comes along.
 var wanted = []string{"virtio_pci", "virtio_net", "virtio_blk", "nbd"}
 
 // bootable is an unpacked kernel.
 type bootable struct {
-	image   string   // the path of vmlinuz
-	modules []string // paths, each behind those that it needs
+	image string // the path of vmlinuz
+	root  string // the directory that holds lib/modules
 }
 
 // findKernel unpacks Debian's kernel, downloaded unless BTREXPORT_GUEST_KERNEL holds its package.
@@ -48,8 +48,7 @@ func findKernel() (*bootable, error) {
 	if err != nil || len(images) != 1 {
 		return nil, fmt.Errorf("%s: kernels %q %w", deb, images, err)
 	}
-	modules, err := inOrder(root, wanted)
-	return &bootable{image: images[0], modules: modules}, err
+	return &bootable{image: images[0], root: root}, nil
 }
 
 var realPackage = regexp.MustCompile(`(?m)^ *Depends: (linux-image-[0-9]\S*)$`)
