@@ -1,6 +1,6 @@
 #!/bin/sh
-# What TestFaults wants done: the kernel refuses or ruins reads of devid 1 where a file lies, and our program copies
-# and verifies the file.
+# What TestFaults wants done: the kernel refuses, ruins, holds or delays reads of devid 1, and our program copies,
+# verifies and serves a file.
 say() { echo "@$1 $2"; }
 sum() { sha256sum "$1" | cut -d ' ' -f 1; }
 # blocks STATE: how many of devid 1's blocks were in this state, by the summary of verify.
@@ -31,31 +31,32 @@ extent() {
 	behind=$(($(echo "$places" | tail -n 1) / 512 + 128))
 }
 
-# mapped DEVICE TARGET PARAMETERS: sets up /dev/dm-0 as the device, but from first to behind of this target. %s in
-# its parameters stands for the device and first.
-mapped() {
+# table DEVICE TARGET PARAMETERS: a table of the device mapper that is the device, but from first to behind of this
+# target. %s in its parameters stands for the device and first.
+table() {
 	size=$(cat "/sys/block/${1#/dev/}/size")
-	{
-		echo "0 $first linear $1 0"
-		# shellcheck disable=SC2059 # the parameters are a format on purpose
-		echo "$first $((behind - first)) $2 $(printf "$3" "$1 $first")"
-		echo "$behind $((size - behind)) linear $1 $behind"
-	} | dmsetup create --noudevsync fault
+	[ "$first" = 0 ] || echo "0 $first linear $1 0"
+	# shellcheck disable=SC2059 # the parameters are a format on purpose
+	echo "$first $((behind - first)) $2 $(printf "$3" "$1 $first")"
+	[ "$behind" = "$size" ] || echo "$behind $((size - behind)) linear $1 $behind"
 }
+# mapped is /dev/dm-0 with such a table.
+mapped() { table "$@" | dmsetup create --noudevsync fault; }
 unmapped() { dmsetup remove --noudevsync --retry fault; }
 
 for module in /late/*; do
 	case $module in
 	*-scsi_debug.ko) insmod "$module" dev_size_mb=128 delay=0 ;;
-	*) insmod "$module" 2>/dev/null ;; # the guest may have it already
+	*) insmod "$module" ;; # "File exists" for what the guest has already
 	esac
 done
-until [ -b /dev/sda ]; do sleep 0.1; done
+tries=0
+until [ -b /dev/sda ] || [ $((tries += 1)) -gt 300 ]; do sleep 0.1; done
 btrexport sample /demo >/dev/null
 dd if=/demo/disk0.img of=/dev/sda bs=1M 2>/dev/null
 sync
 plain=/@images/plain.raw
-raid1() { check "$1" $plain -d "$2" -d /demo/disk1.img; }
+raid1() { check "$1" $plain -d "$2" -d /demo/disk1.img --slow-read 500ms; }
 
 raid1 whole /dev/sda
 extent $plain -d /dev/sda -d /demo/disk1.img
@@ -81,4 +82,54 @@ raid1 flakey /dev/dm-0
 unmapped
 mapped /dev/sda linear "/dev/sda 0"
 raid1 misdirected /dev/dm-0
+unmapped
+
+# The same of a RAID5, whose file goes over every device.
+raid5() { check "$1" /rotations -d "$2" -d /dev/vdb -d /dev/vdc --slow-read 500ms; }
+raid5 raid5-whole /dev/vda
+extent /rotations -d /dev/vda -d /dev/vdb -d /dev/vdc
+mapped /dev/vda error ""
+raid5 raid5-error /dev/dm-0
+unmapped
+mapped /dev/vda linear "/dev/vda 0"
+raid5 raid5-misdirected /dev/dm-0
+unmapped
+
+# Served to the kernel's client while each read of the device hangs; then it is gone, and what hung fails.
+sectors=$(($(stat -c %s /copy) / 512))
+right() {
+	echo 3 >/proc/sys/vm/drop_caches
+	head -c $((sectors * 512)) /copy | cmp - /dev/nbd0 >&2 && echo right
+}
+# retries REASON: whether reads were asked of another device than devid 1 for this reason.
+retries() { wget -q -O - http://127.0.0.1:9810/metrics | sed -n 's/^btrexport_read_retries_total{.*devid="1".*reason="'"$1"'".* [1-9].*/yes/p'; }
+mapped /dev/vda linear "%s"
+btrexport serve -d /dev/dm-0 -d /dev/vdb -d /dev/vdc --slow-read 500ms -e f=/rotations -l unix:///nbd.sock --metrics 127.0.0.1:9810 2>/served &
+server=$!
+until btrexport attach 'nbd+unix:///f?socket=nbd.sock' /dev/nbd0 2>/dev/null; do sleep 0.1; done
+say hung-size "$(($(cat /sys/block/nbd0/size) - sectors))"
+dmsetup suspend --noudevsync fault
+say hung "$(right)"
+say hung-slow "$(retries slow)"
+table /dev/vda error "" | dmsetup load fault
+dmsetup resume --noudevsync fault
+say gone "$(right)"
+btrexport detach /dev/nbd0
+kill $server
+wait $server
+say gone-stopped $?
+cat /served
+unmapped
+
+# Each read of a device takes more than a second, by the kernel's own account of them too: reads and their
+# milliseconds are the first and the fourth number of the device's stat.
+first=0 behind=$((128 << 11))
+delayed() { awk '$1 > 0 && $4 >= 1000 * $1 { print "yes" }' /sys/block/dm-0/stat; }
+mapped /dev/sda delay "%s 1200"
+raid1 delay /dev/dm-0
+say delay-fired "$(delayed)"
+unmapped
+mapped /dev/vda delay "%s 1200"
+raid5 raid5-delay /dev/dm-0
+say raid5-delay-fired "$(delayed)"
 unmapped
