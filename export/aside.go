@@ -60,13 +60,18 @@ func (e *errands[T]) wait() {
 		e.wg.Wait()
 		return
 	}
+	waitUnless(&e.wg, e.lost)
+}
+
+// waitUnless waits for wg, or until lost is closed.
+func waitUnless(wg *sync.WaitGroup, lost <-chan struct{}) {
 	ended := make(chan struct{})
 	go func() {
-		e.wg.Wait()
+		wg.Wait()
 		close(ended)
 	}()
 	select {
 	case <-ended:
-	case <-e.lost:
+	case <-lost:
 	}
 }

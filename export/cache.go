@@ -1,12 +1,12 @@
 package export
 
 const (
-	// aheadBytes is how much of a CACHE is read at a time: a compressed extent's most.
-	aheadBytes = 128 << 10
-	// maxAhead bounds what one CACHE reads, in bytes, and maxAheadQueue how many wait their turn. The rest
+	// warmBytes is how much of a CACHE is read at a time: a compressed extent's most.
+	warmBytes = 128 << 10
+	// maxWarm bounds what one CACHE reads, in bytes, and maxWarmQueue how many wait their turn. The rest
 	// is not read: the command is a hint.
-	maxAhead      = MaxRead
-	maxAheadQueue = 16
+	maxWarm      = MaxRead
+	maxWarmQueue = 16
 )
 
 // checkCache wants a range inside of the export and no flag.
@@ -17,25 +17,30 @@ func (q *request) checkCache() error {
 	return q.checkRange()
 }
 
-// prefetch queues the range of a CACHE, which is answered at once. It is read, checked and dropped, so
-// that the File's own caches know it: tree blocks, inflated extents.
+// prefetch reads the range of a CACHE, which is answered at once. Its beginning is kept for who asks for it. The rest
+// is queued to be read, checked and dropped, so that the File's own caches know it: tree blocks, inflated extents.
 func (t *transmission) prefetch(q *request) {
 	size := t.export.fileSize
-	if q.offset < size {
-		t.ahead.add(Span{Offset: q.offset, Length: min(q.length, size-q.offset, maxAhead)})
+	if q.offset >= size {
+		return
+	}
+	s := Span{Offset: q.offset, Length: min(q.length, size-q.offset, maxWarm)}
+	kept := t.ahead.cache(s)
+	if s.Offset, s.Length = s.Offset+kept, s.Length-kept; s.Length > 0 {
+		t.warmups.add(s)
 	}
 }
 
-// readAhead reads a range, a part at a time, as long as the server's memory has room for it and
+// warm reads a range, a part at a time, as long as the server's memory has room for it and
 // somebody may still want it.
-func (t *transmission) readAhead(s Span) {
+func (t *transmission) warm(s Span) {
 	for s.Length > 0 && t.life.Err() == nil && !t.leaving.Load() {
-		n := min(s.Length, aheadBytes)
+		n := min(s.Length, warmBytes)
 		c, ok := t.share.try(int64(n))
 		if !ok {
 			return
 		}
-		a := &aheadRead{share: t.share, charge: c, done: make(chan bool, 1)}
+		a := &warmRead{share: t.share, charge: c, done: make(chan bool, 1)}
 		a.read = Read{Offset: s.Offset, Length: uint32(n), Done: a}
 		t.export.File.Submit([]*Read{&a.read})
 		select {
@@ -50,8 +55,8 @@ func (t *transmission) readAhead(s Span) {
 	}
 }
 
-// aheadRead is one read whose bytes nobody takes.
-type aheadRead struct {
+// warmRead is one read whose bytes nobody takes.
+type warmRead struct {
 	read   Read
 	share  *share
 	charge charge
@@ -59,7 +64,7 @@ type aheadRead struct {
 }
 
 // ReadDone implements Completer.
-func (a *aheadRead) ReadDone(*Read) {
+func (a *warmRead) ReadDone(*Read) {
 	good := a.read.Err == nil
 	if a.read.Lender != nil {
 		a.read.Lender.Release(&a.read)

@@ -9,31 +9,23 @@ import (
 
 const cmdCache = nbdwire.CmdCache
 
-// TestCacheReadsAhead: the range is read, a part at a time, and given back; a later read is the same.
+// TestCacheReadsAhead: the beginning of the range is kept for who asks for it.
 func TestCacheReadsAhead(t *testing.T) {
 	data := pattern()[:1<<20]
-	var mu sync.Mutex
-	seen := make(map[uint64]uint32)
-	f := &fakeFile{data: data, async: true, start: func(b []*Read) {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, r := range b {
-			seen[r.Offset] = r.Length
-		}
-	}}
+	f := &fakeFile{data: data, async: true}
 	fx := start(t, Options{Exports: []Export{{Name: "d", File: f, RoundUp: 1 << 21}}})
 	c := fx.ready("d")
-	c.put(requestBytes(cmdCache, 0, 1, 300_000, 2<<20-300_000)) // into the padding
-	c.wantAnswer(1, 0, nil)
-	waitFor(t, "all of it to be read", func() bool { return f.bytes.Load() == 0 && f.released.Load() == 6 })
-	mu.Lock()
-	at := uint64(300_000)
-	for n := seen[at]; n > 0 && n <= aheadBytes; n = seen[at] {
-		at += uint64(n)
+	for range 3 { // once is enough
+		c.put(requestBytes(cmdCache, 0, 1, 300_000, 2<<20-300_000)) // into the padding
+		c.wantAnswer(1, 0, nil)
 	}
-	mu.Unlock()
-	if at != uint64(len(data)) {
-		t.Errorf("read ahead up to %d, want %d: %v", at, len(data), seen)
+	c.put(readRequest(2, 700_000, 100_000)) // in any order, perhaps before it has been read
+	c.wantAnswer(2, 0, data[700_000:800_000])
+	waitFor(t, "all of it to be read", func() bool { return f.bytes.Load() == 1<<20-300_000 })
+	c.put(readRequest(3, 300_000, 77))
+	c.wantAnswer(3, 0, data[300_000:300_077])
+	if n := f.reads.Load(); n != 2 {
+		t.Errorf("%d reads, want 2", n)
 	}
 	c.alive(data)
 	c.put(requestBytes(cmdCache, 0, 1, 1<<20, 4096)) // nothing of the file
@@ -41,37 +33,71 @@ func TestCacheReadsAhead(t *testing.T) {
 	c.alive(data)
 }
 
-// TestCacheIsBounded: a client that asks for everything all the time holds one read at a time, and a
-// range that can't be read stops there.
+// TestCacheWarms: what is beyond what is kept is read, a part at a time, and given back.
+func TestCacheWarms(t *testing.T) {
+	const size, kept = 8 << 20, aheadWindow / 2
+	var mu sync.Mutex
+	seen := make(map[uint64]uint32)
+	f := &fakeFile{data: pattern()[:size], async: true, start: func(b []*Read) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, r := range b {
+			seen[r.Offset] = r.Length
+		}
+	}}
+	fx := start(t, Options{Exports: []Export{{Name: "d", File: f}}})
+	c := fx.ready("d")
+	c.put(requestBytes(cmdCache, 0, 1, 0, size))
+	c.wantAnswer(1, 0, nil)
+	waitFor(t, "all of it to be read", func() bool {
+		return f.bytes.Load() == kept && f.released.Load() == (size-kept)/warmBytes
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	at := uint64(0)
+	for n := seen[at]; n > 0 && (at < kept || n <= warmBytes); n = seen[at] {
+		at += uint64(n)
+	}
+	if at != size {
+		t.Errorf("read ahead up to %d, want %d: %v", at, size, seen)
+	}
+}
+
+// TestCacheIsBounded: a client that asks for everything all the time holds its window and one read more.
 func TestCacheIsBounded(t *testing.T) {
 	data := pattern()
 	f := &fakeFile{data: data, async: true}
 	fx := start(t, Options{Exports: []Export{{Name: "d", File: f}}})
 	c := fx.ready("d")
 	for i := range uint64(500) {
-		c.put(requestBytes(cmdCache, 0, i, 0, uint32(len(data))))
+		c.put(requestBytes(cmdCache, 0, i, i*4096, uint32(len(data)-500*4096)))
 	}
 	for i := range uint64(500) {
 		c.wantAnswer(i, 0, nil)
 	}
-	if peak := f.peak.Load(); peak > aheadBytes {
-		t.Errorf("%d bytes lent at once, want at most %d", peak, aheadBytes)
+	if peak := f.peak.Load(); peak > aheadWindow+warmBytes {
+		t.Errorf("%d bytes lent at once, want at most %d", peak, aheadWindow+warmBytes)
 	}
 	c.put(requestBytes(cmdDisc, 0, 0, 0, 0))
 	c.wantClosed()
 }
 
+// TestCacheStopsAtALoss: a range that can't be read ends there; what could not be kept is read again.
 func TestCacheStopsAtALoss(t *testing.T) {
-	f := &fakeFile{data: pattern()[:4<<20], bad: []Span{{aheadBytes, 4096}}}
+	const kept = aheadWindow / 2
+	f := &fakeFile{data: pattern()[:8<<20], bad: []Span{{4096, 4096}, {kept + warmBytes, 4096}}}
 	fx := start(t, Options{Exports: []Export{{Name: "d", File: f}}})
 	c := fx.ready("d")
-	c.put(requestBytes(cmdCache, 0, 1, 0, 4<<20))
+	c.put(requestBytes(cmdCache, 0, 1, 0, 8<<20))
 	c.wantAnswer(1, 0, nil)
-	waitFor(t, "two reads", func() bool { return f.released.Load() == 2 })
+	const reads = kept/aheadPiece + 2
+	waitFor(t, "two reads beyond what is kept", func() bool { return f.released.Load() == 2 && f.reads.Load() == reads })
 	c.put(readRequest(2, 0, 4096))
 	c.wantAnswer(2, 0, f.data[:4096])
-	if n := f.reads.Load(); n != 3 {
-		t.Errorf("%d reads, want 3", n)
+	c.put(readRequest(3, 4096, 4096))
+	c.wantAnswer(3, nbdwire.EIO, nil)
+	if n := f.reads.Load(); n != reads+2 {
+		t.Errorf("%d reads, want %d", n, reads+2)
 	}
 }
 
@@ -82,6 +108,7 @@ func TestCacheNeedsMemory(t *testing.T) {
 	c := fx.ready("d")
 	c.put(readRequest(1, 0, MaxRead)) // all there is
 	waitFor(t, "the read", func() bool { return f.reads.Load() == 1 })
+	fx.server.aheadBytes.Store(aheadTotal)
 	c.put(requestBytes(cmdCache, 0, 2, 0, 1<<20))
 	c.wantAnswer(2, 0, nil)
 	close(f.hold)

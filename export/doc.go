@@ -13,8 +13,9 @@
 //	transmission.go  requests: decode, check, charge, submit
 //	reply.go         replies: one header, or chunks of data, holes and errors
 //	status.go        BLOCK_STATUS, from the File's extents
-//	cache.go         CACHE: reads ahead
-//	aside.go         what of these two may wait for a disk
+//	readahead.go     what is read before it is asked for
+//	cache.go         CACHE: feeds that, and the File's own caches
+//	aside.go         what may wait for a disk: status, CACHE
 //	sender.go        replies: gather, writev, give back
 //	budget.go        bytes in flight, for the whole server and per connection
 //	tls.go           STARTTLS with certificates

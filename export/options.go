@@ -47,6 +47,8 @@ func defaultTo[T int | int64 | time.Duration](v *T, d T) {
 // write_zeroes, block_status or other; bytes is what a read was answered with, holes included; took runs from the request's arrival.
 type ExportStats interface {
 	RequestDone(command string, ok bool, bytes int, took time.Duration)
+	// ReadAhead: bytes more were read before anybody asked for them, and of all that were, used more are asked for.
+	ReadAhead(bytes, used int)
 }
 
 // ListenerStats counts one listener's connections: those whose client chose an export.

@@ -35,6 +35,13 @@ type request struct {
 	size   int      // of it, in bytes
 	few    [2]chunk // where chunks begins
 	text   []byte   // of its error chunks; reused
+	zeroes []Span   // of a read that was answered from what was read ahead; reused
+}
+
+// begun notes that q is out of the reader's hands until ReadDone.
+func (q *request) begun() {
+	q.started = true
+	q.atFile.Store(true)
 }
 
 // reset empties the slot for its next use.

@@ -20,6 +20,9 @@ type Server struct {
 	full   *limitedLog // of what admission refuses
 	budget *budget
 
+	aheadBytes atomic.Int64 // that connections have read ahead
+	pieces     sync.Pool    // of *piece
+
 	draining atomic.Bool   // set once by Shutdown
 	stopped  chan struct{} // closed with it
 	conns    sync.WaitGroup
@@ -63,6 +66,7 @@ func NewServer(o Options) (*Server, error) {
 		addresses: make(map[netip.Prefix]int),
 		serving:   make(map[*transmission]*client),
 	}
+	s.pieces.New = func() any { return &piece{} }
 	s.terms.Store(terms)
 	return s, nil
 }

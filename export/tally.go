@@ -24,3 +24,10 @@ func (c *tally) RequestDone(command string, ok bool, bytes int, took time.Durati
 		c.next.RequestDone(command, ok, bytes, took)
 	}
 }
+
+// ReadAhead implements ExportStats.
+func (c *tally) ReadAhead(bytes, used int) {
+	if c.next != nil {
+		c.next.ReadAhead(bytes, used)
+	}
+}

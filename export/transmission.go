@@ -48,7 +48,8 @@ type transmission struct {
 	life    context.Context // ends when the connection is broken or done: for what waits for a disk aside
 	endLife context.CancelFunc
 	aside   errands[*request] // immutable; queries that wait for their extents
-	ahead   errands[Span]     // immutable; ranges to read ahead
+	warmups errands[Span]     // immutable; ranges to read for the File's caches
+	ahead   *readAhead        // immutable
 
 	leaving atomic.Bool   // what is asked from now on gets ESHUTDOWN; set once, by drain
 	heard   atomic.Uint64 // how often the client has sent something
@@ -84,7 +85,8 @@ func newTransmission(s *Server, conn net.Conn, e *served, a agreed, client strin
 	t.life, t.endLife = context.WithCancel(context.Background())
 	t.lose = sync.OnceFunc(func() { close(t.lost); t.endLife() })
 	t.aside = errands[*request]{do: t.describeAside, most: maxRequests, lost: t.lost, fail: t.recoverPanic}
-	t.ahead = errands[Span]{do: t.readAhead, most: maxAheadQueue, lost: t.lost, fail: t.recoverPanic}
+	t.warmups = errands[Span]{do: t.warm, most: maxWarmQueue, lost: t.lost, fail: t.recoverPanic}
+	t.ahead = &readAhead{t: t}
 	t.sender = newSender(newTransport(conn), t.failed)
 	slots := make([]request, maxRequests)
 	for i := range slots {
@@ -119,7 +121,8 @@ func (t *transmission) run() {
 		<-stopped
 		t.endLife()
 		t.aside.wait()
-		t.ahead.wait()
+		t.warmups.wait()
+		t.ahead.close()
 		t.share.close()
 	}()
 	defer t.recoverPanic()
@@ -235,7 +238,7 @@ func (t *transmission) accept(h nbdwire.Request) error {
 	}
 	if q.command == nbdwire.CmdBlockStatus {
 		t.queries = append(t.queries, q)
-	} else {
+	} else if !t.ahead.take(q) {
 		t.batch = append(t.batch, &q.read)
 	}
 	return nil
@@ -321,9 +324,7 @@ func (t *transmission) flush() {
 		return
 	}
 	s := t.sender
-	if len(t.batch) > 0 {
-		t.submit()
-	}
+	t.submit()
 	t.lookUp()
 	t.working = false
 	s.mu.Lock()
@@ -336,20 +337,36 @@ func (t *transmission) flush() {
 	}
 }
 
+// submit hands the batch to the File, and what is to be read ahead with it.
 func (t *transmission) submit() {
-	s := t.sender
-	for _, r := range t.batch {
-		q := r.Done.(*request)
-		q.started = true
-		q.atFile.Store(true)
+	if len(t.batch) == 0 && t.ahead.idle() {
+		return
 	}
+	for _, r := range t.batch {
+		r.Done.(*request).begun()
+	}
+	s := t.sender
 	s.mu.Lock()
 	s.atFile += len(t.batch)
 	s.started += len(t.batch)
+	waiting := s.atFile
 	s.mu.Unlock()
-	t.export.File.Submit(t.batch)
+	t.batch = append(t.batch, t.ahead.plan(waiting)...)
+	if len(t.batch) > 0 {
+		t.export.File.Submit(t.batch)
+	}
 	clear(t.batch)
 	t.batch = t.batch[:0]
+}
+
+// outstanding notes that q waits for a read of somebody else.
+func (t *transmission) outstanding(q *request) {
+	q.begun()
+	s := t.sender
+	s.mu.Lock()
+	s.atFile++
+	s.started++
+	s.mu.Unlock()
 }
 
 // lookUp answers the queries whose extents are at hand and leaves the others to aside.

@@ -117,7 +117,7 @@ func TestDisconnectAnswersAll(t *testing.T) {
 			c := fx.ready("disk")
 			var b []byte
 			for i := range uint64(8) {
-				b = append(b, readRequest(i, i*4096, 4096)...)
+				b = append(b, readRequest(i, i*8192, 4096)...) // not in order: nothing is read ahead
 			}
 			if end == "DISC" {
 				b = append(b, requestBytes(cmdDisc, 0, 9, 0, 0)...)
@@ -131,7 +131,7 @@ func TestDisconnectAnswersAll(t *testing.T) {
 			seen := make(map[uint64]bool)
 			for range 8 {
 				cookie, errno := c.answer()
-				if got := c.get(4096); errno != 0 || seen[cookie] || !bytes.Equal(got, data[cookie*4096:][:4096]) {
+				if got := c.get(4096); errno != 0 || seen[cookie] || !bytes.Equal(got, data[cookie*8192:][:4096]) {
 					t.Fatalf("cookie %d errno %d seen %t", cookie, errno, seen[cookie])
 				}
 				seen[cookie] = true
@@ -322,9 +322,24 @@ func (panicLender) Release(*Read) { panic("boom") }
 
 // countStats counts RequestDone by command and outcome.
 type countStats struct {
-	mu    sync.Mutex
-	n     map[string]int
-	bytes int
+	mu          sync.Mutex
+	n           map[string]int
+	bytes       int
+	ahead, used int
+}
+
+func (s *countStats) ReadAhead(bytes, used int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ahead += bytes
+	s.used += used
+}
+
+// read is how many bytes were read ahead.
+func (s *countStats) read() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ahead
 }
 
 func (s *countStats) RequestDone(command string, ok bool, bytes int, _ time.Duration) {

@@ -20,11 +20,13 @@ type Export struct {
 	ok, failed [len(commands)]prometheus.Counter
 	time       [len(commands)]prometheus.Observer
 	readBytes  prometheus.Counter
+	aheadBytes prometheus.Counter
+	aheadUsed  prometheus.Counter
 }
 
 // Export makes the series of an export. Handles of the same name share their series.
 func (r *Registry) Export(name string) *Export {
-	e := &Export{readBytes: r.readBytes.WithLabelValues(name)}
+	e := &Export{readBytes: r.readBytes.WithLabelValues(name), aheadBytes: r.aheadBytes.WithLabelValues(name), aheadUsed: r.aheadUsed.WithLabelValues(name)}
 	for i, command := range commands {
 		e.ok[i] = r.requests.WithLabelValues(name, command, "ok")
 		e.failed[i] = r.requests.WithLabelValues(name, command, "error")
@@ -47,6 +49,12 @@ func (e *Export) RequestDone(command string, ok bool, bytes int, took time.Durat
 		addCount(e.readBytes, bytes)
 	}
 	e.time[i].Observe(took.Seconds())
+}
+
+// ReadAhead counts bytes that were read before a client asked for them, and those of them that are asked for.
+func (e *Export) ReadAhead(bytes, used int) {
+	addCount(e.aheadBytes, bytes)
+	addCount(e.aheadUsed, used)
 }
 
 func commandIndex(command string) int {

@@ -35,6 +35,8 @@ type Registry struct {
 	requests    *prometheus.CounterVec
 	requestTime *prometheus.HistogramVec
 	readBytes   *prometheus.CounterVec
+	aheadBytes  *prometheus.CounterVec
+	aheadUsed   *prometheus.CounterVec
 	connections *prometheus.GaugeVec
 
 	reloadSuccessful prometheus.Gauge
@@ -75,6 +77,10 @@ func New(b Build) *Registry {
 			"Time from receiving a request to its complete reply.", "export", "command"),
 		readBytes: counter("btrexport_nbd_read_bytes_total",
 			"Bytes that successful reads of clients returned.", "export"),
+		aheadBytes: counter("btrexport_nbd_readahead_bytes_total",
+			"Bytes that were read before a client asked for them.", "export"),
+		aheadUsed: counter("btrexport_nbd_readahead_used_bytes_total",
+			"Bytes of clients' reads that had been read before they were asked for.", "export"),
 		connections: gauge("btrexport_nbd_connections",
 			"Connections that are open.", "listener"),
 
@@ -89,7 +95,7 @@ func New(b Build) *Registry {
 	r.reg.MustRegister(info,
 		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
 		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost, r.readsUnverified,
-		r.requests, r.requestTime, r.readBytes, r.connections, r.reloadSuccessful, r.reloadTime,
+		r.requests, r.requestTime, r.readBytes, r.aheadBytes, r.aheadUsed, r.connections, r.reloadSuccessful, r.reloadTime,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
@@ -159,4 +165,6 @@ func (r *Registry) RemoveExport(name string) {
 	r.requests.DeletePartialMatch(match)
 	r.requestTime.DeletePartialMatch(match)
 	r.readBytes.DeletePartialMatch(match)
+	r.aheadBytes.DeletePartialMatch(match)
+	r.aheadUsed.DeletePartialMatch(match)
 }

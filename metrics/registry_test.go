@@ -30,6 +30,8 @@ const promised = `
 | btrexport_nbd_requests_total | counter | export, command, result |
 | btrexport_nbd_request_duration_seconds | histogram | export, command |
 | btrexport_nbd_read_bytes_total | counter | export |
+| btrexport_nbd_readahead_bytes_total | counter | export |
+| btrexport_nbd_readahead_used_bytes_total | counter | export |
 | btrexport_nbd_connections | gauge | listener |
 | btrexport_build_info | gauge | version, goversion |
 | btrexport_config_last_reload_successful | gauge |  |
@@ -186,6 +188,8 @@ func TestSeriesAreBornAtZero(t *testing.T) {
 		"reads_lost_total{filesystem=tank}":                   0,
 		"reads_unverified_total{filesystem=tank}":             0,
 		"nbd_read_bytes_total{export=vm1}":                    0,
+		"nbd_readahead_bytes_total{export=vm1}":               0,
+		"nbd_readahead_used_bytes_total{export=vm1}":          0,
 		"nbd_connections{listener=unix:///s}":                 0,
 	}
 	for _, command := range []string{"read", "write", "disc", "flush", "trim", "cache", "write_zeroes", "block_status", "other"} {
@@ -241,6 +245,8 @@ func TestCounting(t *testing.T) {
 			map[string]float64{"nbd_requests_total{command=cache,E,result=ok}": 1, "nbd_request_duration_seconds{command=cache,E}": 1}},
 		{"request unknown", func(_ *Filesystem, e *Export, _ *Listener) { e.RequestDone("77", false, 0, time.Second) },
 			map[string]float64{"nbd_requests_total{command=other,E,result=error}": 1, "nbd_request_duration_seconds{command=other,E}": 1}},
+		{"read ahead", func(_ *Filesystem, e *Export, _ *Listener) { e.ReadAhead(4096, 512); e.ReadAhead(0, -1) },
+			map[string]float64{"nbd_readahead_bytes_total{E}": 4096, "nbd_readahead_used_bytes_total{E}": 512}},
 		{"connections", func(_ *Filesystem, _ *Export, l *Listener) { l.Connections(2); l.Connections(-1) },
 			map[string]float64{"nbd_connections{listener=unix:///s}": 1}},
 	} {
@@ -328,6 +334,7 @@ func TestHotMethodsDoNotAllocate(t *testing.T) {
 		"Retried":        func() { f.Retried(1, "io") },
 		"Repaired":       func() { f.Repaired("mirror") },
 		"Lost":           func() { f.Lost(1) },
+		"ReadAhead":      func() { e.ReadAhead(4096, 4096) },
 		"RequestDone":    func() { e.RequestDone("read", true, 4096, 70*time.Microsecond) },
 		"other request":  func() { e.RequestDone("77", false, 0, 70*time.Microsecond) },
 		"Connections":    func() { l.Connections(1) },
