@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,21 +19,40 @@ const (
 // Export counts the requests for one export.
 type Export struct {
 	ok, failed [len(commands)]prometheus.Counter
-	time       [len(commands)]prometheus.Observer
+	time       [len(commands)]func() prometheus.Observer // made when it is asked for first: twenty series each
 	readBytes  prometheus.Counter
 	aheadBytes prometheus.Counter
 	aheadUsed  prometheus.Counter
 }
 
-// Export makes the series of an export. Handles of the same name share their series.
+// Export makes the series of an export, but for the durations of commands that nobody has used yet. Handles of the
+// same name are the same.
 func (r *Registry) Export(name string) *Export {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if e := r.exports[name]; e != nil {
+		return e
+	}
 	e := &Export{readBytes: r.readBytes.WithLabelValues(name), aheadBytes: r.aheadBytes.WithLabelValues(name), aheadUsed: r.aheadUsed.WithLabelValues(name)}
 	for i, command := range commands {
 		e.ok[i] = r.requests.WithLabelValues(name, command, "ok")
 		e.failed[i] = r.requests.WithLabelValues(name, command, "error")
-		e.time[i] = r.requestTime.WithLabelValues(name, command)
+		e.time[i] = sync.OnceValue(func() prometheus.Observer { return r.durations(e, name, command) })
 	}
+	read := r.requestTime.WithLabelValues(name, commands[commandRead])
+	e.time[commandRead] = func() prometheus.Observer { return read }
+	r.exports[name] = e
 	return e
+}
+
+// durations makes the series of a command that is used for the first time; of an export that was removed, unseen.
+func (r *Registry) durations(e *Export, name, command string) prometheus.Observer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.exports[name] != e {
+		return requestTime().WithLabelValues(name, command)
+	}
+	return r.requestTime.WithLabelValues(name, command)
 }
 
 // RequestDone counts one answered request: its command in the words of the label (read, write, disc, flush,
@@ -48,7 +68,7 @@ func (e *Export) RequestDone(command string, ok bool, bytes int, took time.Durat
 	if ok && i == commandRead {
 		addCount(e.readBytes, bytes)
 	}
-	e.time[i].Observe(took.Seconds())
+	e.time[i]().Observe(took.Seconds())
 }
 
 // ReadAhead counts bytes that were read before a client asked for them, and those of them that are asked for.

@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -39,6 +40,9 @@ type Registry struct {
 	aheadUsed   *prometheus.CounterVec
 	connections *prometheus.GaugeVec
 
+	mu      sync.Mutex
+	exports map[string]*Export // guarded by mu; those that were not removed
+
 	reloadSuccessful prometheus.Gauge
 	reloadTime       prometheus.Gauge
 }
@@ -46,8 +50,9 @@ type Registry struct {
 // New makes a Registry that is not ready yet, with the collectors of the process and of Go's runtime.
 func New(b Build) *Registry {
 	r := &Registry{
-		build: b,
-		reg:   prometheus.NewRegistry(),
+		build:   b,
+		reg:     prometheus.NewRegistry(),
+		exports: make(map[string]*Export),
 
 		deviceReads: counter("btrexport_device_reads_total",
 			"Reads sent to a device, failed ones included.", "filesystem", "devid"),
@@ -73,8 +78,7 @@ func New(b Build) *Registry {
 
 		requests: counter("btrexport_nbd_requests_total",
 			"Requests of clients, by the result that was sent.", "export", "command", "result"),
-		requestTime: histogram("btrexport_nbd_request_duration_seconds",
-			"Time from receiving a request to its complete reply.", "export", "command"),
+		requestTime: requestTime(),
 		readBytes: counter("btrexport_nbd_read_bytes_total",
 			"Bytes that successful reads of clients returned.", "export"),
 		aheadBytes: counter("btrexport_nbd_readahead_bytes_total",
@@ -98,6 +102,11 @@ func New(b Build) *Registry {
 		r.requests, r.requestTime, r.readBytes, r.aheadBytes, r.aheadUsed, r.connections, r.reloadSuccessful, r.reloadTime,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
+}
+
+func requestTime() *prometheus.HistogramVec {
+	return histogram("btrexport_nbd_request_duration_seconds",
+		"Time from receiving a request to its complete reply.", "export", "command")
 }
 
 func counter(name, help string, labels ...string) *prometheus.CounterVec {
@@ -161,6 +170,9 @@ func (r *Registry) RemoveFilesystem(name string) {
 // RemoveExport drops every series of an export that is served no more. Handles that are still in use count
 // on unseen.
 func (r *Registry) RemoveExport(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.exports, name)
 	match := prometheus.Labels{"export": name}
 	r.requests.DeletePartialMatch(match)
 	r.requestTime.DeletePartialMatch(match)

@@ -170,30 +170,30 @@ func TestPromtool(t *testing.T) {
 func TestSeriesAreBornAtZero(t *testing.T) {
 	const dev = "devid=1,filesystem=tank"
 	want := map[string]float64{
-		"build_info{goversion=go9,version=1.2.3}":             1,
-		"config_last_reload_successful{}":                     0,
-		"config_last_reload_success_timestamp_seconds{}":      0,
-		"device_reads_total{" + dev + "}":                     0,
-		"device_read_bytes_total{" + dev + "}":                0,
-		"device_read_errors_total{" + dev + "}":               0,
-		"device_read_duration_seconds{" + dev + "}":           0,
-		"device_queue_depth{" + dev + "}":                     0,
-		"checksum_failures_total{" + dev + ",kind=data}":      0,
-		"checksum_failures_total{" + dev + ",kind=metadata}":  0,
-		"read_retries_total{" + dev + ",reason=io}":           0,
-		"read_retries_total{" + dev + ",reason=checksum}":     0,
-		"read_retries_total{" + dev + ",reason=slow}":         0,
-		"reads_repaired_total{filesystem=tank,source=mirror}": 0,
-		"reads_repaired_total{filesystem=tank,source=parity}": 0,
-		"reads_lost_total{filesystem=tank}":                   0,
-		"reads_unverified_total{filesystem=tank}":             0,
-		"nbd_read_bytes_total{export=vm1}":                    0,
-		"nbd_readahead_bytes_total{export=vm1}":               0,
-		"nbd_readahead_used_bytes_total{export=vm1}":          0,
-		"nbd_connections{listener=unix:///s}":                 0,
+		"build_info{goversion=go9,version=1.2.3}":               1,
+		"config_last_reload_successful{}":                       0,
+		"config_last_reload_success_timestamp_seconds{}":        0,
+		"device_reads_total{" + dev + "}":                       0,
+		"device_read_bytes_total{" + dev + "}":                  0,
+		"device_read_errors_total{" + dev + "}":                 0,
+		"device_read_duration_seconds{" + dev + "}":             0,
+		"device_queue_depth{" + dev + "}":                       0,
+		"checksum_failures_total{" + dev + ",kind=data}":        0,
+		"checksum_failures_total{" + dev + ",kind=metadata}":    0,
+		"read_retries_total{" + dev + ",reason=io}":             0,
+		"read_retries_total{" + dev + ",reason=checksum}":       0,
+		"read_retries_total{" + dev + ",reason=slow}":           0,
+		"reads_repaired_total{filesystem=tank,source=mirror}":   0,
+		"reads_repaired_total{filesystem=tank,source=parity}":   0,
+		"reads_lost_total{filesystem=tank}":                     0,
+		"reads_unverified_total{filesystem=tank}":               0,
+		"nbd_read_bytes_total{export=vm1}":                      0,
+		"nbd_request_duration_seconds{command=read,export=vm1}": 0,
+		"nbd_readahead_bytes_total{export=vm1}":                 0,
+		"nbd_readahead_used_bytes_total{export=vm1}":            0,
+		"nbd_connections{listener=unix:///s}":                   0,
 	}
 	for _, command := range []string{"read", "write", "disc", "flush", "trim", "cache", "write_zeroes", "block_status", "other"} {
-		want["nbd_request_duration_seconds{command="+command+",export=vm1}"] = 0
 		for _, result := range []string{"ok", "error"} {
 			want["nbd_requests_total{command="+command+",export=vm1,result="+result+"}"] = 0
 		}
@@ -256,7 +256,7 @@ func TestCounting(t *testing.T) {
 			want := series(t, populated())
 			for name, v := range tc.want {
 				name = strings.NewReplacer("{D", "{devid=1,filesystem=tank", "E", "export=vm1").Replace(name)
-				if _, known := want[name]; !known {
+				if _, known := want[name]; !known && !strings.Contains(name, "duration") { // made at their first use
 					t.Fatalf("the case names %s, which is no series", name)
 				}
 				want[name] = v
@@ -276,6 +276,7 @@ func TestRemove(t *testing.T) {
 	r.RemoveExport("vm2")
 	r.RemoveFilesystem("pool")
 	old.RequestDone("read", true, 1, time.Second)
+	old.RequestDone("cache", true, 0, time.Second) // for the first time
 	if d := cmp.Diff(before, series(t, r)); d != "" {
 		t.Errorf("after adding and removing others (-want +got):\n%s", d)
 	}
