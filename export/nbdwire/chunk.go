@@ -22,7 +22,17 @@ type Request struct {
 
 // AppendExtendedRequest appends magic u32, flags u16, type u16, cookie u64, offset u64, length u64.
 func AppendExtendedRequest(b []byte, r Request) []byte {
-	b = binary.BigEndian.AppendUint32(b, magicExtendedRequest)
+	return appendExtended(b, magicExtendedRequest, r)
+}
+
+// DecodeExtendedRequest decodes the first 32 bytes of b. It does not allocate unless it fails.
+func DecodeExtendedRequest(b []byte) (Request, error) {
+	return decodeExtended(b, magicExtendedRequest, "extended request")
+}
+
+// appendExtended appends a header of extended headers' one layout, which requests and chunks share.
+func appendExtended(b []byte, magic uint32, r Request) []byte {
+	b = binary.BigEndian.AppendUint32(b, magic)
 	b = binary.BigEndian.AppendUint16(b, r.Flags)
 	b = binary.BigEndian.AppendUint16(b, r.Type)
 	b = binary.BigEndian.AppendUint64(b, r.Cookie)
@@ -30,13 +40,13 @@ func AppendExtendedRequest(b []byte, r Request) []byte {
 	return binary.BigEndian.AppendUint64(b, r.Length)
 }
 
-// DecodeExtendedRequest decodes the first 32 bytes of b. It does not allocate unless it fails.
-func DecodeExtendedRequest(b []byte) (Request, error) {
+// decodeExtended decodes what appendExtended appends; what names it in errors.
+func decodeExtended(b []byte, magic uint32, what string) (Request, error) {
 	if len(b) < ExtendedRequestLen {
-		return Request{}, fmt.Errorf("extended request of %d bytes: %w", len(b), ErrShort)
+		return Request{}, fmt.Errorf("%s of %d bytes: %w", what, len(b), ErrShort)
 	}
-	if m := binary.BigEndian.Uint32(b); m != magicExtendedRequest {
-		return Request{}, fmt.Errorf("extended request %#x: %w", m, ErrMagic)
+	if m := binary.BigEndian.Uint32(b); m != magic {
+		return Request{}, fmt.Errorf("%s %#x: %w", what, m, ErrMagic)
 	}
 	return Request{
 		Flags:  binary.BigEndian.Uint16(b[4:]),
@@ -68,12 +78,7 @@ func AppendChunk(b []byte, c Chunk) []byte {
 // AppendExtendedChunk appends the same under extended headers: between cookie and length stands the
 // offset, and both are u64.
 func AppendExtendedChunk(b []byte, c Chunk) []byte {
-	b = binary.BigEndian.AppendUint32(b, magicExtendedChunk)
-	b = binary.BigEndian.AppendUint16(b, c.Flags)
-	b = binary.BigEndian.AppendUint16(b, c.Type)
-	b = binary.BigEndian.AppendUint64(b, c.Cookie)
-	b = binary.BigEndian.AppendUint64(b, c.Offset)
-	return binary.BigEndian.AppendUint64(b, c.Length)
+	return appendExtended(b, magicExtendedChunk, Request(c))
 }
 
 // SetDone sets ReplyFlagDone in an encoded header: the flags stand at the same place in both forms.
@@ -103,19 +108,8 @@ func DecodeChunk(b []byte) (Chunk, error) {
 
 // DecodeExtendedChunk decodes the first 32 bytes of b. Length is the server's claim.
 func DecodeExtendedChunk(b []byte) (Chunk, error) {
-	if len(b) < ExtendedChunkLen {
-		return Chunk{}, fmt.Errorf("extended chunk of %d bytes: %w", len(b), ErrShort)
-	}
-	if m := binary.BigEndian.Uint32(b); m != magicExtendedChunk {
-		return Chunk{}, fmt.Errorf("extended chunk %#x: %w", m, ErrMagic)
-	}
-	return Chunk{
-		Flags:  binary.BigEndian.Uint16(b[4:]),
-		Type:   binary.BigEndian.Uint16(b[6:]),
-		Cookie: binary.BigEndian.Uint64(b[8:]),
-		Offset: binary.BigEndian.Uint64(b[16:]),
-		Length: binary.BigEndian.Uint64(b[24:]),
-	}, nil
+	h, err := decodeExtended(b, magicExtendedChunk, "extended chunk")
+	return Chunk(h), err
 }
 
 // ErrorChunk is the payload of ReplyError and ReplyErrorOffset.

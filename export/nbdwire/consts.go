@@ -12,9 +12,9 @@ const (
 	SimpleReplyLen = 16  // simple reply; a successful CmdRead has its data behind it
 	MaxString      = 4096
 
-	ExtendedRequestLen = 32 // request under extended headers; a payload follows only with CmdFlagPayloadLen
-	ChunkLen           = 20 // header of a structured reply's chunk
-	ExtendedChunkLen   = 32 // the same under extended headers
+	ExtendedRequestLen = 32                 // request under extended headers; a payload follows only with CmdFlagPayloadLen
+	ChunkLen           = 20                 // header of a structured reply's chunk
+	ExtendedChunkLen   = ExtendedRequestLen // the same under extended headers
 )
 
 // Flags of the handshake ("Newstyle negotiation"): the server's are 16 bits, the client's 32,
