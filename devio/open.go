@@ -109,6 +109,7 @@ func (f *file) identify() error {
 		return err
 	}
 	f.id = identityOf(&st)
+	f.rotational = rotational(sysBlock, f.id.dev)
 	block := f.id.block
 	f.size = uint64(max(st.Size, 0))
 	if block {

@@ -32,6 +32,7 @@ type served struct {
 	Export
 	fileSize uint64 // of File
 	size     uint64 // what clients see: fileSize rounded up
+	flags    uint16 // transmission flags, whatever a client negotiates
 	secret   bool   // only for who has turned TLS on
 	log      *limitedLog
 }
@@ -56,7 +57,11 @@ func newServed(e Export, log *slog.Logger) (*served, error) {
 	if !ok {
 		return nil, fmt.Errorf("export %q: size of %d bytes is above 2^63-1", e.Name, fileSize)
 	}
-	return &served{Export: e, fileSize: fileSize, size: size, log: newLimitedLog(log.With("export", e.Name))}, nil
+	flags := transmissionFlags
+	if r, ok := e.File.(Rotator); ok && r.Rotational() {
+		flags |= nbdwire.FlagRotational
+	}
+	return &served{Export: e, fileSize: fileSize, size: size, flags: flags, log: newLimitedLog(log.With("export", e.Name))}, nil
 }
 
 // sectorsEnd is where the last sector of 512 bytes ends that the file has bytes of, as far as clients see.

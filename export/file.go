@@ -24,6 +24,11 @@ type File interface {
 	Extents(ctx context.Context, off, end uint64, wait bool, list []Extent) (int, error)
 }
 
+// Rotator is a File that knows whether spinning disks are behind it. It is asked once, when it is exported.
+type Rotator interface {
+	Rotational() bool
+}
+
 // ErrWait is a File's answer when it can't tell its extents without waiting for a disk.
 var ErrWait = errors.New("extents are not cached")
 

@@ -44,6 +44,9 @@ func NewFile(f *fsread.File) File {
 // Size implements File.
 func (x *fsFile) Size() uint64 { return x.file.Size() }
 
+// Rotational implements Rotator.
+func (x *fsFile) Rotational() bool { return x.file.Rotational() }
+
 // Submit implements File: the batch stays one batch down to the devices.
 func (x *fsFile) Submit(batch []*Read) {
 	b := x.batches.Get().(*fsBatch)

@@ -12,18 +12,20 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/export/nbdclient"
+	"github.com/btrexport/btrexport/export/nbdwire"
 	"github.com/btrexport/btrexport/fsread"
 	"github.com/btrexport/btrexport/fsread/fsreadtest"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
 )
 
-// openGolden opens an unpacked golden image.
-func openGolden(t *testing.T, img *fsreadtest.Image) *fsread.FS {
+// openGolden opens an unpacked golden image, each of its devices behind wrap, if that is given.
+func openGolden(t *testing.T, img *fsreadtest.Image, wrap ...func(volume.Device) volume.Device) *fsread.FS {
 	t.Helper()
 	var devs []volume.Device
 	for _, path := range img.Devices {
@@ -31,7 +33,11 @@ func openGolden(t *testing.T, img *fsreadtest.Image) *fsread.FS {
 		if err != nil {
 			t.Fatal(err)
 		}
-		devs = append(devs, q)
+		var d volume.Device = q
+		for _, w := range wrap {
+			d = w(d)
+		}
+		devs = append(devs, d)
 	}
 	fs, err := fsread.Open(t.Context(), devs, fsread.Options{})
 	if err != nil {
@@ -307,5 +313,84 @@ func checkExtents(t *testing.T, f *fsread.File, off uint64, n int, seen map[Exte
 	})
 	if err != nil {
 		t.Errorf("inode %d: %v", f.Inode(), err)
+	}
+}
+
+// watched is a device that counts what it is asked for and may spin.
+type watched struct {
+	volume.Device
+	spins bool
+	reads *atomic.Int64
+}
+
+func (w *watched) Rotational() bool { return w.spins }
+
+func (w *watched) Submit(batch []*devio.Read) {
+	w.reads.Add(int64(len(batch)))
+	w.Device.Submit(batch)
+}
+
+// TestHandshakeReadsNothing is CVE-2019-14850: whatever a client asks for before it has chosen an export, and the choice too,
+// costs no read of a disk.
+func TestHandshakeReadsNothing(t *testing.T) {
+	img, reads := fsreadtest.Load(t, "raid1-2"), new(atomic.Int64)
+	fs := openGolden(t, img, func(d volume.Device) volume.Device { return &watched{Device: d, reads: reads} })
+	file, _ := largest(t, fs, img.Manifest)
+	fx := start(t, Options{Exports: []Export{{Name: "f", Description: "a file", File: NewFile(file), RoundUp: 512}}})
+	before := reads.Load()
+	quiet := func(what string) {
+		t.Helper()
+		if n := reads.Load() - before; n != 0 {
+			t.Fatalf("%s: %d reads", what, n)
+		}
+	}
+	c := fx.greeted()
+	quiet("greeting")
+	c.option(optList, nil)
+	c.reply(optList, 2)
+	c.reply(optList, repAck)
+	quiet("LIST")
+	c.infos(optInfo, "f", 1, 2, 3)
+	quiet("INFO")
+	c.option(optGo, infoRequest("g"))
+	c.reply(optGo, repUnknown)
+	c.option(optSR, nil)
+	c.reply(optSR, repAck)
+	c.meta(optListMeta, "f")
+	ids := c.meta(optSetMeta, "f", base)
+	quiet("metadata contexts")
+	c.choose("f")
+	quiet("GO")
+	c.put(readRequest(1, 0, 4096))
+	c.parts(1)
+	c.put(requestBytes(cmdStatus, 0, 2, 0, 4096))
+	if list := c.parts(2); len(list) != 1 || list[0].context != ids[base] {
+		t.Fatalf("status %+v", list)
+	}
+	if reads.Load() == before {
+		t.Error("a READ has read nothing: the count is of no use")
+	}
+}
+
+// TestFSFileRotational: one device that spins is enough.
+func TestFSFileRotational(t *testing.T) {
+	img := fsreadtest.Load(t, "raid1-2")
+	for _, tc := range []struct {
+		name  string
+		spins []bool
+		want  uint16
+	}{{"none", []bool{false, false}, 0x507}, {"second", []bool{false, true}, 0x507 | nbdwire.FlagRotational}} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := 0
+			fs := openGolden(t, img, func(d volume.Device) volume.Device {
+				n++
+				return &watched{Device: d, spins: tc.spins[n-1], reads: new(atomic.Int64)}
+			})
+			file, _ := largest(t, fs, img.Manifest)
+			c := start(t, Options{Exports: []Export{{Name: "f", File: NewFile(file)}}}).greeted()
+			if got := c.infos(optGo, "f")[0].Flags; got != tc.want {
+				t.Errorf("flags %#x, want %#x", got, tc.want)
+			}
+		})
 	}
 }

@@ -171,7 +171,7 @@ func (n *negotiation) exportName(length uint32) (*served, error) {
 		return nil, errFull
 	}
 	n.agreed = n.agreed.chosen(string(name))
-	return e, n.send(nbdwire.AppendExportName(n.reply[:0], e.size, n.agreed.flags(), !n.noZeroes))
+	return e, n.send(nbdwire.AppendExportName(n.reply[:0], e.size, n.agreed.flags(e), !n.noZeroes))
 }
 
 // abort acknowledges, whatever data came with it, and ends. A client that does not wait for
@@ -217,7 +217,7 @@ func (n *negotiation) info(h protocol.NegotiationOptionHeader) (*served, error) 
 	if chosen && !n.admit() {
 		return nil, n.refuse(h, nbdwire.RepErrPolicy, "server has reached its connection limit")
 	}
-	if err := n.send(appendInfo(n.reply[:0], h.ID, e, agreed.flags(), r)); err != nil || !chosen {
+	if err := n.send(appendInfo(n.reply[:0], h.ID, e, agreed.flags(e), r)); err != nil || !chosen {
 		return nil, err
 	}
 	n.agreed = agreed

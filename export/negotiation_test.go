@@ -2,6 +2,7 @@ package export
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -165,6 +166,18 @@ func TestHandshake(t *testing.T) {
 				c.t.Fatalf("got %+v, want %+v", got, want)
 			}
 		}},
+		{"88 ROTATIONAL when the devices say so", []Export{{Name: "disk", File: rotator{true}}, {Name: "flash", File: rotator{}}}, func(fx *fixture, c *rawConn) {
+			c.hello(3)
+			for name, want := range map[string]uint16{"disk": 0x507 | 1<<4, "flash": 0x507} {
+				if got := c.infos(optInfo, name)[0].Flags; got != want {
+					c.t.Fatalf("%s: flags %#x, want %#x", name, got, want)
+				}
+			}
+			c.option(1, []byte("disk"))
+			if got := binary.BigEndian.Uint16(c.get(10)[8:]); got != 0x507|1<<4 {
+				c.t.Fatalf("EXPORT_NAME: flags %#x", got)
+			}
+		}},
 		{"38 INFO and GO agree, 39 no zeroes behind GO", one, func(_ *fixture, c *rawConn) {
 			c.hello(1)
 			info, chosen := c.infos(optInfo, "disk", 3), c.infos(optGo, "disk", 3)
@@ -192,6 +205,16 @@ func TestHandshake(t *testing.T) {
 			tc.run(fx, fx.dial())
 		})
 	}
+}
+
+// rotator is a File that is asked for no bytes.
+type rotator struct{ spins bool }
+
+func (r rotator) Rotational() bool { return r.spins }
+func (rotator) Size() uint64       { return 4096 }
+func (rotator) Submit([]*Read)     { panic("no read was expected") }
+func (rotator) Extents(context.Context, uint64, uint64, bool, []Extent) (int, error) {
+	panic("no query was expected")
 }
 
 // TestMalformedNames is items 5, 13 and 31, and the names of CVE-2022-26495.

@@ -35,9 +35,9 @@ func (a *agreed) requestLen() int {
 	return nbdwire.RequestLen
 }
 
-// flags are the transmission flags of an export that is chosen like this.
-func (a *agreed) flags() uint16 {
-	flags := uint16(transmissionFlags)
+// flags are the transmission flags of e when it is chosen like this.
+func (a *agreed) flags(e *served) uint16 {
+	flags := e.flags
 	if a.chunks() {
 		flags |= nbdwire.FlagSendDF
 	}

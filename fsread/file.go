@@ -51,6 +51,9 @@ func (s *Subvolume) OpenFile(ctx context.Context, path string) (*File, error) {
 // Size is the file's size in bytes.
 func (f *File) Size() uint64 { return f.size }
 
+// Rotational is FS.Rotational of the file's filesystem.
+func (f *File) Rotational() bool { return f.fs.Rotational() }
+
 // Inode is the file's inode number in its subvolume.
 func (f *File) Inode() uint64 { return f.ino }
 

@@ -64,6 +64,14 @@ func (fs *FS) Info() Info {
 	return i
 }
 
+// Rotational says that one of the filesystem's devices has spinning disks: reads far apart cost a seek there.
+func (fs *FS) Rotational() bool {
+	return slices.ContainsFunc(fs.devs, func(d volume.Device) bool {
+		r, ok := d.(interface{ Rotational() bool })
+		return ok && r.Rotational()
+	})
+}
+
 // Usage describes the filesystem as Info does and counts what of the chunks is in use, one search of the
 // block group tree, or without one of the extent tree, for each chunk. On an error all else is right.
 func (fs *FS) Usage(ctx context.Context) (Info, error) {

@@ -54,10 +54,11 @@ const (
 
 // Transmission flags that the protocol package does not name ("Transmission flags").
 const (
-	FlagReadOnly  = uint16(1 << 1)
-	FlagSendFlush = uint16(1 << 2)
-	FlagSendDF    = uint16(1 << 7)
-	FlagSendCache = uint16(1 << 10)
+	FlagReadOnly   = uint16(1 << 1)
+	FlagSendFlush  = uint16(1 << 2)
+	FlagRotational = uint16(1 << 4)
+	FlagSendDF     = uint16(1 << 7)
+	FlagSendCache  = uint16(1 << 10)
 
 	FlagBlockStatusPayload = uint16(1 << 12)
 )
