@@ -215,7 +215,10 @@ func TestExtendedRequestsThatClose(t *testing.T) {
 // TestExtendedHugeHoles is item 80: 64-bit lengths, each hole in one piece.
 func TestExtendedHugeHoles(t *testing.T) {
 	for _, size := range []uint64{3 << 30, 4<<30 - 1, 4 << 30, 4<<30 + 1, 5 << 30, math.MaxInt64} {
-		f := &fakeFile{size: size, holes: []Span{{0, size}}}
+		f := &fakeFile{size: size, parts: []Extent{{Length: size, Kind: ExtentHole}}}
+		if size >= 5<<30 {
+			f.parts[0].Length = 1 << 63 // a hole may end behind the file
+		}
 		c, _ := start(t, Options{Exports: []Export{{Name: "d", File: f}}}).extended("d", base)
 		for _, flags := range []uint16{0, flagReqOne} {
 			c.ask(cmdStatus, flags, 0, size)

@@ -36,6 +36,11 @@ func TestHandshake(t *testing.T) {
 		exports []Export
 		run     func(fx *fixture, c *rawConn)
 	}{
+		{"2 greeting", one, func(_ *fixture, c *rawConn) {
+			if got := string(c.get(nbdwire.GreetingLen)); got != "NBDMAGICIHAVEOPT\x00\x03" {
+				c.t.Fatalf("got %q", got)
+			}
+		}},
 		{"3 unknown client flag closes", one, func(_ *fixture, c *rawConn) { c.hello(7); c.wantClosed() }},
 		{"4 client flags 0, LIST", one, func(_ *fixture, c *rawConn) { c.hello(0); c.option(optList, nil); c.reply(optList, 2) }},
 		{"7 wrong option magic closes", one, func(_ *fixture, c *rawConn) { c.hello(3); closes(c, make([]byte, 16)) }},
@@ -164,6 +169,20 @@ func TestHandshake(t *testing.T) {
 				{Type: 2, Text: "the disk"}, {Type: 3, Blocks: nbdwire.BlockSizes{Minimum: 1, Preferred: 4096, Maximum: 1 << 25}}}
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				c.t.Fatalf("got %+v, want %+v", got, want)
+			}
+		}},
+		{"88 flags by what was agreed on", one, func(fx *fixture, c *rawConn) {
+			flags := func(c *rawConn) uint16 { return c.infos(optInfo, "disk")[0].Flags }
+			c.hello(3)
+			got := []uint16{flags(c)}
+			c.option(optSR, nil)
+			c.reply(optSR, repAck)
+			got = append(got, flags(c))
+			c.option(optEH, nil)
+			c.reply(optEH, repAck)
+			c.meta(optSetMeta, "disk", base)
+			if got = append(got, flags(c)); fmt.Sprintf("%x", got) != "[507 587 1587]" {
+				c.t.Fatalf("got %x", got)
 			}
 		}},
 		{"88 ROTATIONAL when the devices say so", []Export{{Name: "disk", File: rotator{true}}, {Name: "flash", File: rotator{}}}, func(fx *fixture, c *rawConn) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -83,6 +84,7 @@ func TestResetDuringReply(t *testing.T) {
 	f := &fakeFile{data: data, async: true}
 	fx := start(t, Options{Exports: oneExport(f)})
 	addr := fx.startTCP(nil)
+	rng := newRand(10)
 	for i := range 12 {
 		c, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -92,7 +94,7 @@ func TestResetDuringReply(t *testing.T) {
 		raw.hello(3)
 		raw.choose("disk")
 		raw.put(bytes.Repeat(readRequest(1, uint64(i), MaxRead), 3))
-		raw.get(rand.IntN(1 << 20))
+		raw.get(1 + rng.IntN(MaxRead>>rng.IntN(12)))
 		reset(c)
 	}
 	fx.ready("disk").alive(data)
@@ -240,6 +242,79 @@ func TestDrain(t *testing.T) {
 	}
 	if _, err := net.Dial("unix", fx.path); err == nil {
 		t.Error("the server still accepts")
+	}
+}
+
+// TestDrainOptions is item 11: each option but ABORT, with its data, gets ERR_SHUTDOWN in a handshake that a shutdown meets.
+func TestDrainOptions(t *testing.T) {
+	fx := start(t, Options{Exports: oneExport(&fakeFile{data: make([]byte, 4096)})})
+	c := fx.greeted()
+	c.option(optSR, nil)
+	c.reply(optSR, repAck)
+	ended := make(chan error, 1)
+	go func() { ended <- fx.server.Shutdown(context.Background()) }()
+	waitFor(t, "the drain", fx.server.draining.Load)
+	var options []byte // in one piece: the time for them is short
+	ids := []uint32{optList, optInfo, optGo, nbdwire.OptStartTLS, optSR, optEH, optListMeta, optSetMeta, 99}
+	for _, id := range ids {
+		for _, data := range [][]byte{nil, infoRequest("disk"), make([]byte, 1000)} {
+			options = nbdwire.AppendOption(options, id, data)
+		}
+	}
+	c.put(nbdwire.AppendOption(options, optAbort, []byte("bye")))
+	for i := range 3 * len(ids) {
+		c.reply(ids[i/3], nbdwire.RepErrShutdown)
+	}
+	c.reply(optAbort, repAck)
+	c.wantClosed()
+	if err := <-ended; err != nil {
+		t.Errorf("Shutdown: %v", err)
+	}
+}
+
+// TestDrainChunks is item 86 with structured replies and extended headers: ESHUTDOWN is an error chunk.
+func TestDrainChunks(t *testing.T) {
+	data := pattern()[:1<<20]
+	for _, extended := range []bool{false, true} {
+		t.Run(fmt.Sprintf("extended headers %t", extended), func(t *testing.T) {
+			f := &fakeFile{data: data, async: true, hold: make(chan struct{})}
+			fx := start(t, Options{Exports: oneExport(f)})
+			open := fx.mapped
+			if extended {
+				open = fx.extended
+			}
+			c, _ := open("disk", base)
+			ask := func(cookie uint64, typ uint16, n uint32) {
+				if c.sent = 0; extended {
+					c.put(nbdwire.AppendExtendedRequest(nil, nbdwire.Request{Type: typ, Cookie: cookie, Length: uint64(n)}))
+				} else {
+					c.put(requestBytes(typ, 0, cookie, 0, n))
+				}
+			}
+			ask(1, cmdRead, 100000)
+			waitFor(t, "the read", func() bool { return f.reads.Load() == 1 })
+			ended := make(chan error, 1)
+			go func() { ended <- fx.server.Shutdown(context.Background()) }()
+			waitFor(t, "the drain", func() bool {
+				fx.server.mu.Lock() // which is held until every connection knows
+				defer fx.server.mu.Unlock()
+				return fx.server.draining.Load()
+			})
+			for cookie, command := range map[uint64]uint16{2: cmdRead, 3: cmdStatus, 4: cmdCache} {
+				ask(cookie, command, 4096)
+				c.wantError(cookie, nbdwire.ReplyError, nbdwire.ESHUTDOWN)
+			}
+			ask(5, nbdwire.CmdTrim, 4096)
+			c.wantError(5, nbdwire.ReplyError, eperm)
+			close(f.hold)
+			if list := c.parts(1); len(list) != 1 || !bytes.Equal(list[0].data, data[:100000]) {
+				t.Fatalf("the read from before: %d chunks", len(list))
+			}
+			c.wantClosed()
+			if err := <-ended; err != nil {
+				t.Errorf("Shutdown: %v", err)
+			}
+		})
 	}
 }
 

@@ -158,7 +158,12 @@ func TestBlockStatusRequests(t *testing.T) {
 // TestHugeHoles is item 79 and CVE-2025-47711, CVE-2025-47712: lengths at the edge of 32 bits.
 func TestHugeHoles(t *testing.T) {
 	for _, size := range []uint64{3 << 30, 4<<30 - 1, 4 << 30, 4<<30 + 1, 5 << 30, math.MaxInt64} {
-		f := &fakeFile{size: size, holes: []Span{{0, size}}}
+		f := &fakeFile{size: size, parts: []Extent{{Length: size, Kind: ExtentHole}}}
+		if size == math.MaxInt64 {
+			f.parts[0].Length = math.MaxUint64 // a hole may end behind the file
+		} else if size == 5<<30 {
+			f.parts[0].Length = 1 << 63
+		}
 		fx := start(t, Options{Exports: []Export{{Name: "d", File: f}}})
 		c, _ := fx.mapped("d", base)
 		for _, flags := range []uint16{0, flagReqOne} {

@@ -228,6 +228,7 @@ func checkParts(t *testing.T, f *fakeFile, list []part, want []byte, off, n uint
 		}
 		return
 	}
+	checkBounds(t, f, list, off, n)
 	bad := make([]bool, n)
 	var starts []uint64
 	for _, s := range lost {
@@ -255,6 +256,22 @@ func checkParts(t *testing.T, f *fakeFile, list []part, want []byte, off, n uint
 	}
 	if a.sent < stored || a.sent >= stored+sectorBytes {
 		t.Fatalf("%d bytes travelled, %d are stored", a.sent, stored)
+	}
+}
+
+// checkBounds wants every bound of data and holes at a multiple of 512 bytes, but for those of the request and that of a lost
+// part which ends with the file: item 73.
+func checkBounds(t *testing.T, f *fakeFile, list []part, off, n uint64) {
+	t.Helper()
+	for _, p := range list {
+		if p.typ&nbdwire.ReplyErrorFlag != 0 {
+			continue
+		}
+		from, to := p.offset, p.offset+p.hole+uint64(len(p.data))
+		lostEnd := len(f.bad) > 0 && from == f.Size()
+		if from%512 != 0 && from != off && !lostEnd || to%512 != 0 && to != off+n {
+			t.Fatalf("read of %d at %d: chunk from %d to %d", n, off, from, to)
+		}
 	}
 }
 
