@@ -185,8 +185,8 @@ func TestUnknownExport(t *testing.T) {
 	}
 }
 
-// scripted answers one client with fixed bytes, whatever it says.
-func scripted(t *testing.T, script []byte) nbdclient.Target {
+// scripted answers one client with fixed bytes, whatever it says, and its first request with reply.
+func scripted(t *testing.T, script []byte, reply ...byte) nbdclient.Target {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -201,10 +201,26 @@ func scripted(t *testing.T, script []byte) nbdclient.Target {
 		}
 		defer func() { _ = conn.Close() }()
 		_, _ = conn.Write(script)
+		if len(reply) > 0 && untilRequest(conn) {
+			_, _ = conn.Write(reply)
+		}
 		_, _ = io.Copy(io.Discard, conn)
 	}()
 	t.Cleanup(func() { _ = l.Close(); <-ended })
 	return nbdclient.Target{Network: "tcp", Address: l.Addr().String()}
+}
+
+// untilRequest takes what a client says up to its first request. What answers that before may come too early for the client.
+func untilRequest(conn net.Conn) bool {
+	magic := nbdwire.AppendRequest(nil, protocol.TransmissionRequestHeader{})[:4]
+	var said []byte
+	for b := make([]byte, 4096); !bytes.Contains(said, magic); {
+		n, err := conn.Read(b)
+		if said = append(said, b[:n]...); err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // TestHostileServers: nothing that a server sends is believed.
@@ -252,7 +268,7 @@ func TestHostileServers(t *testing.T) {
 	}
 	for _, tc := range transmission {
 		t.Run(tc.name, func(t *testing.T) {
-			c, err := nbdclient.Dial(context.Background(), scripted(t, append(size(512, 3), tc.reply...)))
+			c, err := nbdclient.Dial(context.Background(), scripted(t, size(512, 3), tc.reply...))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -307,7 +323,7 @@ func TestHostileChunks(t *testing.T) {
 		{"error without an errno", chunk(1, nbdwire.ReplyError, "\x00\x00\x00\x00\x00\x00")},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c, err := nbdclient.Dial(context.Background(), scripted(t, append(bytes.Clone(hello), tc.reply...)))
+			c, err := nbdclient.Dial(context.Background(), scripted(t, hello, []byte(tc.reply)...))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -324,7 +340,7 @@ func TestHostileChunks(t *testing.T) {
 	}
 	for _, tc := range good {
 		t.Run(tc.name, func(t *testing.T) {
-			c, err := nbdclient.Dial(context.Background(), scripted(t, append(bytes.Clone(hello), tc.reply...)))
+			c, err := nbdclient.Dial(context.Background(), scripted(t, hello, []byte(tc.reply)...))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -339,8 +355,8 @@ func TestHostileChunks(t *testing.T) {
 			_ = c.Close()
 		})
 	}
-	c, err := nbdclient.Dial(context.Background(), scripted(t, append(bytes.Clone(hello),
-		chunk(0, 1, at(100)+"0123")+chunk(0, nbdwire.ReplyErrorOffset, fault(104))+chunk(1, 2, hole(108, 8))...)))
+	c, err := nbdclient.Dial(context.Background(), scripted(t, hello,
+		[]byte(chunk(0, 1, at(100)+"0123")+chunk(0, nbdwire.ReplyErrorOffset, fault(104))+chunk(1, 2, hole(108, 8)))...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,8 +372,8 @@ func TestSimpleServer(t *testing.T) {
 	script := nbdwire.AppendOptionReply(nbdwire.AppendGreeting(nil, 3), nbdwire.OptStructuredReply, nbdwire.RepErrPolicy, []byte("no"))
 	script = nbdwire.AppendInfoExport(script, protocol.NEGOTIATION_ID_OPTION_GO, 1<<20, 3)
 	script = nbdwire.AppendOptionReply(script, protocol.NEGOTIATION_ID_OPTION_GO, protocol.NEGOTIATION_TYPE_REPLY_ACK, nil)
-	script = append(script, "\x67\x44\x66\x98\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x010123456789abcdef"...)
-	c, err := nbdclient.Dial(context.Background(), scripted(t, script))
+	reply := []byte("\x67\x44\x66\x98\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x010123456789abcdef")
+	c, err := nbdclient.Dial(context.Background(), scripted(t, script, reply...))
 	if err != nil {
 		t.Fatal(err)
 	}
