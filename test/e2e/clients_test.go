@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// TestMoreClients has QEMU's storage daemon serve our export on, byte for byte, and fio read it at random.
+// TestMoreClients has QEMU's storage daemon serve our export on, byte for byte, and fio read it at random and from end to end.
 func TestMoreClients(t *testing.T) {
 	need(t, "qemu-storage-daemon", "fio", "nbdcopy")
 	ctx := bounded(t)
@@ -49,21 +49,25 @@ func TestMoreClients(t *testing.T) {
 	must(ctx, t, "nbdcopy", "nbd+unix:///again?socket="+again, out)
 	sameFile(t, "nbdcopy through qemu-storage-daemon", out, want)
 
-	var report struct {
-		Jobs []struct {
-			Error int `json:"error"`
-			Read  struct {
-				IOs int `json:"total_ios"`
-			} `json:"read"`
-		} `json:"jobs"`
-	}
-	text := must(ctx, t, "fio", "--name=random", "--ioengine=nbd", "--uri="+s.uri("vm1"), "--rw=randread", "--bs=4k",
-		"--iodepth=32", "--number_ios=4000", "--size=16m", "--output-format=json")
-	_, text, _ = strings.Cut(text, "\n") // which says that it has connected
-	if err := json.Unmarshal([]byte(text), &report); err != nil {
-		t.Fatalf("fio: %v in %.200q", err, text)
-	}
-	if len(report.Jobs) != 1 || report.Jobs[0].Error != 0 || report.Jobs[0].Read.IOs < 4000 {
-		t.Errorf("fio: %+v, want 4000 reads and no error", report.Jobs)
+	for name, options := range map[string][]string{
+		"random":     {"--rw=randread", "--bs=4k", "--iodepth=32", "--number_ios=4000", "--size=16m"},
+		"sequential": {"--rw=read", "--bs=128k", "--iodepth=8", "--size=16m"},
+	} {
+		var report struct {
+			Jobs []struct {
+				Error int `json:"error"`
+				Read  struct {
+					Bytes int `json:"io_bytes"`
+				} `json:"read"`
+			} `json:"jobs"`
+		}
+		text := must(ctx, t, "fio", append(options, "--name="+name, "--ioengine=nbd", "--uri="+s.uri("vm1"), "--output-format=json")...)
+		_, text, _ = strings.Cut(text, "\n") // which says that it has connected
+		if err := json.Unmarshal([]byte(text), &report); err != nil {
+			t.Fatalf("fio: %v in %.200q", err, text)
+		}
+		if len(report.Jobs) != 1 || report.Jobs[0].Error != 0 || report.Jobs[0].Read.Bytes < 4000*4096 {
+			t.Errorf("fio, %s: %+v, want 16 MB and no error", name, report.Jobs)
+		}
 	}
 }

@@ -62,10 +62,26 @@ func (l launch) serve(t *testing.T, args ...string) *server {
 		l.command = []string{program(t, plainBinary)}
 	}
 	dir := shortDir(t, l.root)
-	s := &server{socket: dir + "/nbd.sock", metrics: dir + "/metrics.sock", exited: make(chan struct{}), ready: make(chan struct{})}
+	s := &server{socket: dir + "/nbd.sock", metrics: dir + "/metrics.sock"}
 	inside := strings.TrimPrefix(dir, l.root)
 	all := slices.Concat(l.command[1:], []string{"serve", "-l", "unix://" + inside + "/nbd.sock", "--metrics", "unix://" + inside + "/metrics.sock"}, args)
 	s.cmd = exec.Command(l.command[0], all...)
+	s.start(t)
+	return s
+}
+
+// again starts a server that has ended once more, as it was.
+func (s *server) again(t *testing.T) *server {
+	t.Helper()
+	fresh := &server{cmd: exec.Command(s.cmd.Path, s.cmd.Args[1:]...), socket: s.socket, metrics: s.metrics}
+	fresh.start(t)
+	return fresh
+}
+
+// start runs cmd until it accepts.
+func (s *server) start(t *testing.T) {
+	t.Helper()
+	s.exited, s.ready = make(chan struct{}), make(chan struct{})
 	s.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=1")
 	stderr, err := s.cmd.StderrPipe()
 	if err != nil {
@@ -79,11 +95,10 @@ func (l launch) serve(t *testing.T, args ...string) *server {
 	select {
 	case <-s.ready:
 	case <-s.exited:
-		t.Fatalf("serve %q: %v before it was ready\n%s", args, s.cmd.ProcessState, s.logged())
+		t.Fatalf("%q: %v before it was ready\n%s", s.cmd.Args, s.cmd.ProcessState, s.logged())
 	case <-time.After(exitTime):
-		t.Fatalf("serve %q: not ready\n%s", args, s.logged())
+		t.Fatalf("%q: not ready\n%s", s.cmd.Args, s.logged())
 	}
-	return s
 }
 
 // shortDir makes a directory below root for sockets, whose paths may have 107 bytes.
