@@ -191,10 +191,14 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// start serves o.Exports until the test ends, then checks that every payload was returned.
+// start serves o.Exports until the test ends, then checks that every payload was returned. Unless o says otherwise, a handshake
+// may take longer than a test waits: its end by time is not to be taken for a refusal.
 func start(t *testing.T, o Options) *fixture {
 	t.Helper()
 	fx := &fixture{t: t, log: &logBuffer{}}
+	if o.Limits.Handshake == 0 {
+		o.Limits.Handshake = 2 * patience
+	}
 	o.Log = slog.New(slog.NewTextHandler(fx.log, nil))
 	var err error
 	if fx.server, err = NewServer(o); err != nil {

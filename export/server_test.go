@@ -100,7 +100,8 @@ func TestResetDuringReply(t *testing.T) {
 	fx.ready("disk").alive(data)
 }
 
-// TestSilentSockets is CVE-2024-7409: a thousand that say nothing, and a client that reads.
+// TestSilentSockets is CVE-2024-7409: a thousand that say nothing, and a client that reads; then the server stops, with all of
+// them open.
 func TestSilentSockets(t *testing.T) {
 	data := pattern()[:4096]
 	fx := start(t, Options{Exports: oneExport(&fakeFile{data: data}), Limits: Limits{Handshakes: 50}})
@@ -125,6 +126,11 @@ func TestSilentSockets(t *testing.T) {
 	}
 	if lines := strings.Count(fx.log.String(), "too many handshakes"); lines == 0 || lines > 30 {
 		t.Errorf("%d log lines about evicted handshakes, want a few", lines)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := fx.server.Shutdown(ctx); err != nil {
+		t.Errorf("Shutdown: %v", err)
 	}
 }
 
