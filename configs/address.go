@@ -36,14 +36,11 @@ func ParseListen(s string) (Listen, error) {
 	return Listen{Network: "tcp", Address: address}, nil
 }
 
-// ParseMetricsListen reads host:port, as Prometheus' programs take it, or unix:///path/to.sock.
+// ParseMetricsListen reads host:port, as Prometheus' programs take it, or unix:///path/to.sock with the options
+// that ParseListen knows.
 func ParseMetricsListen(s string) (Listen, error) {
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		l, err := parseUnix(s, path)
-		if err == nil && l != (Listen{Network: l.Network, Address: l.Address}) {
-			return Listen{}, fmt.Errorf("%s: the socket of the metrics has no options (write unix://%s)", quote(s), l.Address)
-		}
-		return l, err
+		return parseUnix(s, path)
 	}
 	if strings.Contains(s, "://") {
 		_, rest, _ := strings.Cut(s, "://")

@@ -56,13 +56,18 @@ func TestParseListen(t *testing.T) {
 }
 
 func TestParseMetricsListen(t *testing.T) {
-	for _, tc := range []struct{ in, network, address, err string }{
+	for _, tc := range []struct {
+		in, network, address, err string
+		mode                      uint32
+		user, group               string
+	}{
 		{in: "127.0.0.1:9810", network: "tcp", address: "127.0.0.1:9810"},
 		{in: ":9810", network: "tcp", address: ":9810"},
 		{in: "[::1]:9810", network: "tcp", address: "[::1]:9810"},
 		{in: "localhost:0", network: "tcp", address: "localhost:0"},
 		{in: "unix:///run/m.sock", network: "unix", address: "/run/m.sock"},
-		{in: "unix:///m?mode=0660", err: `"unix:///m?mode=0660": the socket of the metrics has no options (write unix:///m)`},
+		{in: "unix:///m?mode=0660&user=root&group=prometheus", network: "unix", address: "/m", mode: 0o660, user: "root", group: "prometheus"},
+		{in: "unix:///m?mode=0", err: `"unix:///m?mode=0": "mode=0" is no mode of a socket (write for example mode=0660)`},
 		{in: "127.0.0.1", err: `"127.0.0.1": the port is missing (write 127.0.0.1:PORT)`},
 		{in: "::1", err: `"::1": an IPv6 address stands in brackets (write [::1]:PORT)`},
 		{in: "http://127.0.0.1:9810/", err: `"http://127.0.0.1:9810/" is no address for metrics (write 127.0.0.1:9810, or unix:///path/to.sock)`},
@@ -70,7 +75,7 @@ func TestParseMetricsListen(t *testing.T) {
 		{in: "unix://m.sock", err: `"unix://m.sock": the socket's path is not absolute (write unix:///m.sock)`},
 	} {
 		got, err := ParseMetricsListen(tc.in)
-		if want := (Listen{Network: tc.network, Address: tc.address}); got != want || errText(err) != tc.err {
+		if want := (Listen{Network: tc.network, Address: tc.address, Mode: tc.mode, User: tc.user, Group: tc.group}); got != want || errText(err) != tc.err {
 			t.Errorf("ParseMetricsListen(%q) = %+v, %v\nwant %+v, %s", tc.in, got, err, want, tc.err)
 		}
 	}

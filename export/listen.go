@@ -51,7 +51,7 @@ func listen(ctx context.Context, a Address, f SocketFile) (net.Listener, error) 
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, a.network, a.addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%w (stop the server that uses it, or use another -l)", ErrInUse)
+		return nil, fmt.Errorf("%w (stop the server that uses it, or use another address)", ErrInUse)
 	}
 	return l, cause(err)
 }
@@ -121,6 +121,13 @@ func bindUnix(path string, f SocketFile) (*os.File, error) {
 	return file, nil
 }
 
+// Check tells whether this machine has the user and the group; if not, the error is an ErrUnknownOwner.
+func (f SocketFile) Check() error {
+	_, uerr := f.id(f.User, "user")
+	_, gerr := f.id(f.Group, "group")
+	return errors.Join(uerr, gerr)
+}
+
 // Apply gives the file at path its owner and permissions.
 func (f SocketFile) Apply(path string) error {
 	uid, err := f.id(f.User, "user")
@@ -181,7 +188,7 @@ func removeStale(ctx context.Context, path string) error {
 		return err
 	}
 	if id.Mode().Type() != fs.ModeSocket {
-		return errors.New("file exists and is not a socket (remove it, or use another -l)")
+		return errors.New("file exists and is not a socket (remove it, or use another address)")
 	}
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", path)
@@ -203,7 +210,7 @@ func inUse(conn net.Conn) error {
 			who = fmt.Sprintf(" (pid %d)", cred.Pid)
 		}
 	})
-	return fmt.Errorf("%w by a running server%s (stop it, or use another -l)", ErrInUse, who)
+	return fmt.Errorf("%w by a running server%s (stop it, or use another address)", ErrInUse, who)
 }
 
 // removeSame removes path if it is still the file that id describes.

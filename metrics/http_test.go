@@ -129,13 +129,20 @@ func TestFormats(t *testing.T) {
 	}
 }
 
-// start serves h on address until the test ends.
-func start(t *testing.T, address string, h http.Handler) *Server {
+// bound is a Server on an address.
+func bound(t *testing.T, network, address string, h http.Handler) *Server {
 	t.Helper()
-	s, err := Listen(address, h, nil)
+	l, err := net.Listen(network, address)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return NewServer(l, h, nil)
+}
+
+// start serves h on address until the test ends.
+func start(t *testing.T, network, address string, h http.Handler) *Server {
+	t.Helper()
+	s := bound(t, network, address, h)
 	done := make(chan error, 1)
 	go func() { done <- s.Serve() }()
 	t.Cleanup(func() {
@@ -160,7 +167,7 @@ func client(network, address string) *http.Client {
 }
 
 func TestServeTCP(t *testing.T) {
-	s := start(t, "127.0.0.1:0", populated().Handler())
+	s := start(t, "tcp", "127.0.0.1:0", populated().Handler())
 	if !strings.HasPrefix(s.URL(), "http://127.0.0.1:") || strings.Contains(s.URL(), ":0/") {
 		t.Errorf("URL is %s, want the port that was bound", s.URL())
 	}
@@ -171,16 +178,11 @@ func TestServeTCP(t *testing.T) {
 	if got := body(t, resp); !strings.Contains(got, "btrexport_build_info") {
 		t.Errorf("GET %s: %.100q", s.URL(), got)
 	}
-	_, err = Listen(s.listener.Addr().String(), nil, nil)
-	if want := "listen " + s.listener.Addr().String() + ": "; err == nil || !strings.HasPrefix(err.Error(), want) ||
-		!strings.HasSuffix(err.Error(), "address already in use (stop who uses it, or choose another with --metrics)") {
-		t.Errorf("second server on the address: %v, want %saddress already in use and a remedy", err, want)
-	}
 }
 
 func TestServeUnix(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.sock")
-	s := start(t, "unix://"+path, populated().Handler())
+	s := start(t, "unix", path, populated().Handler())
 	if s.URL() != "unix://"+path {
 		t.Errorf("URL is %s, want unix://%s", s.URL(), path)
 	}
@@ -191,55 +193,11 @@ func TestServeUnix(t *testing.T) {
 	if got := body(t, resp); got != "healthy\n" {
 		t.Errorf("GET over the socket: %q", got)
 	}
-	if _, err := Listen("unix://"+path, nil, nil); err == nil {
-		t.Error("a living server's socket was taken over")
-	}
-}
-
-func TestListenOnLeftovers(t *testing.T) {
-	dir := t.TempDir()
-	dead := filepath.Join(dir, "dead.sock")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.SetUnlinkOnClose(false)
-	l.Close()
-	start(t, "unix://"+dead, http.NotFoundHandler())
-
-	file := filepath.Join(dir, "file")
-	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Listen("unix://"+file, nil, nil); err == nil {
-		t.Error("a regular file was replaced by a socket")
-	}
-	if got, err := os.ReadFile(file); string(got) != "precious" || err != nil {
-		t.Errorf("the file holds %q, %v", got, err)
-	}
-	other := filepath.Join(dir, "datagram.sock")
-	d, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: other, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	if _, err := Listen("unix://"+other, nil, nil); err == nil {
-		t.Error("a living socket of another kind was taken over")
-	}
-	if _, err := os.Lstat(other); err != nil {
-		t.Errorf("a living socket of another kind was removed: %v", err)
-	}
-	if _, err := Listen("unix://"+filepath.Join(dir, "none", "x"), nil, nil); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("socket in a missing folder: %v, want ErrNotExist", err)
-	}
 }
 
 func TestShutdownWithoutServe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.sock")
-	s, err := Listen("unix://"+path, http.NotFoundHandler(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	s := bound(t, "unix", path, http.NotFoundHandler())
 	if err := s.Shutdown(context.Background()); err != nil {
 		t.Error(err)
 	}
@@ -251,13 +209,10 @@ func TestShutdownWithoutServe(t *testing.T) {
 func TestShutdownIsBounded(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	defer close(release)
-	s, err := Listen("127.0.0.1:0", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+	s := bound(t, "tcp", "127.0.0.1:0", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		close(entered)
 		<-release
-	}), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	}))
 	served := make(chan error, 1)
 	go func() { served <- s.Serve() }()
 	asked := make(chan error, 1)
@@ -281,7 +236,7 @@ func TestShutdownIsBounded(t *testing.T) {
 
 func TestLargeHeaderIsRefused(t *testing.T) {
 	var reached atomic.Int32
-	s := start(t, "127.0.0.1:0", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Add(1) }))
+	s := start(t, "tcp", "127.0.0.1:0", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { reached.Add(1) }))
 	for _, size := range []int{maxHeader / 2, 4 * maxHeader} {
 		req, err := http.NewRequest("GET", s.URL(), nil)
 		if err != nil {

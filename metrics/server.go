@@ -4,14 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -26,58 +22,8 @@ type Server struct {
 	listener net.Listener
 }
 
-// Listen takes host:port or unix:///path and returns a Server that is bound but does not accept yet. A socket
-// file that a dead server left behind is replaced; one that answers is not. log gets the errors of single
-// connections, at debug; nil drops them.
-func Listen(address string, h http.Handler, log *slog.Logger) (*Server, error) {
-	l, err := bind(address)
-	if err != nil {
-		return nil, fmt.Errorf("listen %s: %w", address, err)
-	}
-	return NewServer(l, h, log), nil
-}
-
-func bind(address string) (net.Listener, error) {
-	path, unix := strings.CutPrefix(address, "unix://")
-	if !unix {
-		l, err := net.Listen("tcp", address)
-		return l, cause(err)
-	}
-	l, err := net.Listen("unix", path)
-	if errors.Is(err, syscall.EADDRINUSE) && removeDead(path) {
-		l, err = net.Listen("unix", path)
-	}
-	return l, cause(err)
-}
-
-// removeDead removes a socket that nobody accepts on, and tells whether it did.
-func removeDead(path string) bool {
-	info, err := os.Lstat(path)
-	if err != nil || info.Mode().Type() != fs.ModeSocket {
-		return false
-	}
-	c, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		c.Close()
-		return false
-	}
-	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
-}
-
-// cause drops the "listen tcp ADDRESS:" that the errors of package net begin with: Listen says it, in the
-// user's spelling.
-func cause(err error) error {
-	var oe *net.OpError
-	if !errors.As(err, &oe) {
-		return err
-	}
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("%w (stop who uses it, or choose another with --metrics)", oe.Err)
-	}
-	return oe.Err
-}
-
-// NewServer makes a Server on a socket that is bound already, for example by systemd. It owns l from then on.
+// NewServer makes a Server on a socket that is bound already, and that it owns from then on. It does not accept
+// yet. log gets the errors of single connections, at debug; nil drops them.
 func NewServer(l net.Listener, h http.Handler, log *slog.Logger) *Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/btrexport/btrexport/configs"
@@ -52,15 +53,24 @@ func (s *server) reload(ctx context.Context, load func() (*configs.Config, error
 	return err
 }
 
-// rebind binds the addresses that are new.
+// rebind binds the addresses that are new, and looks whether sockets that stay can have the owner that they are to have.
 func (s *server) rebind(ctx context.Context, c *configs.Config) ([]*listener, *metricsListener, error) {
+	all := c.Listen
+	if c.Metrics != nil {
+		all = append(slices.Clip(all), *c.Metrics)
+	}
+	for _, l := range all {
+		if err := socketFile(l).Check(); err != nil {
+			return nil, nil, place(l.Pos, fmt.Errorf("listen %s: %w", l.String(), err))
+		}
+	}
 	added, err := s.bind(ctx, c.Listen, nil)
 	if err != nil {
 		return nil, nil, err
 	}
 	m := s.metrics
 	if m == nil || c.Metrics == nil || m.config.String() != c.Metrics.String() {
-		m, err = s.bindMetrics(c.Metrics, nil)
+		m, err = s.bindMetrics(ctx, c.Metrics, nil)
 	}
 	if err != nil {
 		for _, l := range added {
@@ -90,7 +100,7 @@ func (s *server) exchange(ctx context.Context, c *configs.Config, next *site, ad
 	tuneMemory(c)
 	s.changeListeners(c, added)
 	s.tellSite(before)
-	s.changeMetrics(ctx, m)
+	s.changeMetrics(ctx, m, c.Metrics)
 	s.log.Info("reloaded", "file", c.File, "exports", len(next.exports), "filesystems", len(next.filesystems), "leaving", leaving.Len())
 	s.retire(ctx, before, leaving.Wait)
 	return nil
@@ -105,11 +115,7 @@ func (s *server) changeListeners(c *configs.Config, added []*listener) {
 			gone = append(gone, l)
 			continue
 		}
-		if f := socketFile(c.Listen[i]); f != socketFile(l.config) && l.config.Network == "unix" {
-			if err := f.Apply(l.config.Address); err != nil {
-				s.log.Error("the socket keeps its permissions", "addr", l.config.String(), "err", err)
-			}
-		}
+		s.own(l.config, c.Listen[i])
 		l.config = c.Listen[i]
 		kept = append(kept, l)
 	}
@@ -127,9 +133,25 @@ func (s *server) changeListeners(c *configs.Config, added []*listener) {
 	}
 }
 
-func (s *server) changeMetrics(ctx context.Context, m *metricsListener) {
+// own gives a socket that stays the permissions and the owner that it is to have now.
+func (s *server) own(before, now configs.Listen) {
+	f := socketFile(now)
+	if now.Network != "unix" || f == socketFile(before) {
+		return
+	}
+	if err := f.Apply(now.Address); err != nil {
+		s.log.Error("the socket keeps its permissions", "addr", now.String(), "err", err)
+	}
+}
+
+// changeMetrics puts m, which serves on c, in the place of the listener of the metrics; it may be the same one.
+func (s *server) changeMetrics(ctx context.Context, m *metricsListener, c *configs.Listen) {
 	old := s.metrics
 	if m == old {
+		if m != nil {
+			s.own(m.config, *c)
+			m.config = *c
+		}
 		return
 	}
 	s.metrics = m

@@ -56,7 +56,7 @@ func (a *app) serveCommand() *cobra.Command {
 	p.StringVarP(&f.config, "config", "c", "", "configuration file (default: BTREXPORT_CONFIG)")
 	p.StringArrayVarP(&f.exports, "export", "e", nil, "NAME=PATH: serve the file PATH as NAME; repeat for more")
 	p.StringArrayVarP(&f.listen, "listen", "l", nil, "unix:///path[?mode=0660&user=U&group=G] or tcp://host[:port]; repeat for more (default: "+configs.DefaultListen+")")
-	p.StringVar(&f.metrics, "metrics", "", "HOST:PORT to serve Prometheus metrics on")
+	p.StringVar(&f.metrics, "metrics", "", "HOST:PORT or unix:///path[?mode=0660&user=U&group=G] to serve Prometheus metrics on")
 	p.StringVar(&f.run, "run", "", "serve on a private socket while this command runs")
 	p.BoolVar(&f.stdio, "stdio", false, "serve one connection on standard input and output")
 	p.DurationVar(&f.drain, "drain-timeout", configs.DefaultDrain, "how long reads in flight may take after SIGTERM")
@@ -325,7 +325,7 @@ func newServer(ctx context.Context, c *configs.Config, log *slog.Logger, passed 
 		s.listeners, err = s.bind(ctx, c.Listen, passed)
 	}
 	if err == nil {
-		s.metrics, err = s.bindMetrics(c.Metrics, passed)
+		s.metrics, err = s.bindMetrics(ctx, c.Metrics, passed)
 	}
 	if err != nil {
 		s.closeListeners()
@@ -342,27 +342,32 @@ func (s *server) bind(ctx context.Context, list []configs.Listen, passed *passed
 		if s.listener(c) != nil {
 			continue
 		}
-		nl, err := passed.listener(c)
-		if nl == nil && err == nil {
-			nl, err = listenOn(ctx, c)
-		}
+		nl, err := listenOn(ctx, c, passed)
 		if err != nil {
 			for _, l := range bound {
 				_ = l.Close()
 			}
-			return nil, place(c.Pos, err)
+			return nil, err
 		}
 		bound = append(bound, &listener{Listener: nl, config: c, stats: s.reg.Listener(c.String())})
 	}
 	return bound, nil
 }
 
-func listenOn(ctx context.Context, c configs.Listen) (net.Listener, error) {
+// listenOn gives the passed socket of an address, or binds one.
+func listenOn(ctx context.Context, c configs.Listen, passed *passed) (net.Listener, error) {
+	l, err := passed.listener(c)
+	if l != nil || err != nil {
+		return l, err
+	}
 	a, err := export.ParseAddress(c.String())
 	if err != nil {
-		return nil, err
+		return nil, place(c.Pos, err)
 	}
-	return export.ListenAs(ctx, a, socketFile(c))
+	if l, err = export.ListenAs(ctx, a, socketFile(c)); err != nil {
+		return nil, place(c.Pos, err)
+	}
+	return l, nil
 }
 
 func socketFile(c configs.Listen) export.SocketFile {
@@ -379,26 +384,16 @@ func (s *server) listener(c configs.Listen) *listener {
 	return nil
 }
 
-func (s *server) bindMetrics(c *configs.Listen, passed *passed) (*metricsListener, error) {
+// bindMetrics makes the listener of the metrics; nil: none is wanted.
+func (s *server) bindMetrics(ctx context.Context, c *configs.Listen, passed *passed) (*metricsListener, error) {
 	if c == nil {
 		return nil, nil
 	}
-	nl, err := passed.listener(*c)
+	nl, err := listenOn(ctx, *c, passed)
 	if err != nil {
 		return nil, err
 	}
-	if nl != nil {
-		return &metricsListener{metrics.NewServer(nl, s.reg.Handler(), s.log), *c}, nil
-	}
-	address := c.Address
-	if c.Network == "unix" {
-		address = c.String()
-	}
-	m, err := metrics.Listen(address, s.reg.Handler(), s.log)
-	if err != nil {
-		return nil, place(c.Pos, err)
-	}
-	return &metricsListener{m, *c}, nil
+	return &metricsListener{metrics.NewServer(nl, s.reg.Handler(), s.log), *c}, nil
 }
 
 // start accepts on every address and says so.
