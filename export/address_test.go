@@ -7,9 +7,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParseAddress(t *testing.T) {
@@ -143,6 +147,17 @@ func TestUnixSocketFile(t *testing.T) {
 	if b, _ := os.ReadFile(path); string(b) != "precious" {
 		t.Errorf("the file holds %q", b)
 	}
+	datagrams, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path + ".dgram", Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = datagrams.Close() }()
+	if _, err := listenAt(t, path+".dgram"); !errors.Is(err, ErrInUse) {
+		t.Errorf("over a living socket of another kind: %v, want ErrInUse", err)
+	}
+	if _, err := os.Lstat(path + ".dgram"); err != nil {
+		t.Errorf("it was removed: %v", err)
+	}
 }
 
 func TestTCPAddressInUse(t *testing.T) {
@@ -192,5 +207,56 @@ func TestSocketFile(t *testing.T) {
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a socket was left: %v", err)
+	}
+}
+
+// TestUnixSocketRace: of servers that start at the same moment one gets the socket and is found there, be it
+// new or one that a dead server left.
+func TestUnixSocketRace(t *testing.T) {
+	const servers = 8
+	path := filepath.Join(t.TempDir(), "s")
+	a, err := ParseAddress("unix://" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 200 {
+		if round%2 == 1 { // nobody has listened there since
+			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+				t.Fatal(err)
+			}
+			_ = unix.Close(fd)
+		}
+		var all sync.WaitGroup
+		listeners, errs := make([]net.Listener, servers), make([]error, servers)
+		for i := range servers {
+			all.Go(func() {
+				listeners[i], errs[i] = ListenAs(context.Background(), a, SocketFile{Mode: 0o600, Group: strconv.Itoa(os.Getgid())})
+			})
+		}
+		all.Wait()
+		won := slices.DeleteFunc(listeners, func(l net.Listener) bool { return l == nil })
+		for _, err := range errs {
+			if err != nil && !errors.Is(err, ErrInUse) {
+				t.Errorf("round %d: %v, want ErrInUse", round, err)
+			}
+		}
+		if len(won) != 1 {
+			t.Errorf("round %d: %d servers listen, want 1", round, len(won))
+		}
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+		for _, l := range won {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if t.Failed() {
+			return
+		}
 	}
 }

@@ -8,9 +8,11 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,6 +71,7 @@ func cause(err error) error {
 }
 
 func listenUnix(ctx context.Context, path string, f SocketFile) (net.Listener, error) {
+	defer lockDir(ctx, filepath.Dir(path))()
 	file, err := bindUnix(path, f)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		if err := removeStale(ctx, path); err != nil {
@@ -93,6 +96,28 @@ func listenUnix(ctx context.Context, path string, f SocketFile) (net.Listener, e
 		return nil, err
 	}
 	return &unixListener{UnixListener: ul, path: path, id: id}, nil
+}
+
+// lockWait bounds the wait for another server that starts.
+const lockWait = 5 * time.Second
+
+// lockDir keeps other servers from binding and replacing sockets in a directory at the same time: between bind
+// and listen a socket looks like one that a dead server left. A directory that can't be locked is no reason not
+// to serve. The function that it returns unlocks.
+func lockDir(ctx context.Context, dir string) (unlock func()) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	for unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return func() { _ = unix.Close(fd) }
 }
 
 // backlog is what Linux cuts to net.core.somaxconn.
