@@ -190,7 +190,7 @@ func (s *Server) transmit(c *client, t *transmission, count *tally) {
 	}()
 	t.log.Debug("client connected", "tls", c.secure)
 	t.run()
-	t.log.Debug("client gone", "reads", count.reads.Load(), "bytes", count.bytes.Load(), "errors", count.errors.Load(),
+	t.log.Info("client gone", "reads", count.reads.Load(), "bytes", count.bytes.Load(), "errors", count.errors.Load(),
 		"in", time.Since(begin).Round(time.Millisecond))
 }
 

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/btrexport/btrexport/export/nbdwire"
 )
 
@@ -463,4 +465,42 @@ func TestServeEndsWithContext(t *testing.T) {
 		t.Errorf("Serve: %v", err)
 	}
 	c.alive(data)
+}
+
+// TestKeepalive: the kernel finds out that a client is gone whose machine died, by TCP's own probes.
+func TestKeepalive(t *testing.T) {
+	data := pattern()[:4096]
+	fx := start(t, Options{Exports: oneExport(&fakeFile{data: data})})
+	conn, err := net.Dial("tcp", fx.startTCP(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	c := &rawConn{Conn: conn, t: t}
+	c.hello(3)
+	c.choose("disk")
+	c.alive(data)
+	fx.server.mu.Lock()
+	defer fx.server.mu.Unlock()
+	for _, client := range fx.server.serving {
+		control(client.conn, func(fd int) {
+			for _, o := range []struct {
+				name               string
+				level, opt, lo, hi int
+			}{
+				{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1, 1},
+				{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, 1},
+				{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 1, 60},
+				{"TCP_KEEPINTVL", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 1, 15},
+				{"TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 1, 9},
+			} {
+				if got, err := unix.GetsockoptInt(fd, o.level, o.opt); err != nil || got < o.lo || got > o.hi {
+					t.Errorf("%s: %d, %v; want %d to %d", o.name, got, err, o.lo, o.hi)
+				}
+			}
+		})
+	}
+	if n := len(fx.server.serving); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
 }

@@ -299,7 +299,7 @@ func TestConnectionLine(t *testing.T) {
 	data := pattern()[:8192]
 	var log logBuffer
 	s, err := NewServer(Options{Exports: oneExport(&fakeFile{data: data}),
-		Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+		Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +320,7 @@ func TestConnectionLine(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Fatal(err)
 	}
-	if want := `msg="client gone" export=disk client=unknown reads=3 bytes=3000 errors=1 in=`; strings.Count(log.String(), want) != 1 {
+	if want := `level=INFO msg="client gone" export=disk client=unknown reads=3 bytes=3000 errors=1 in=`; strings.Count(log.String(), want) != 1 {
 		t.Errorf("the log has not one line %q:\n%s", want, log.String())
 	}
 	if err := s.Shutdown(context.Background()); err != nil {
