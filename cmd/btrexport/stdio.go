@@ -13,7 +13,7 @@ import (
 // stdioConn makes one connection of two files: a socket that both are, or two pipes.
 func stdioConn(in, out *os.File) (net.Conn, error) {
 	if _, err := unix.IoctlGetTermios(int(in.Fd()), unix.TCGETS); err == nil {
-		return nil, usagef("--stdio: standard input is a terminal (let an NBD client start this command, for example nbdinfo [ btrexport serve --stdio ... ])")
+		return nil, usagef("--stdio: standard input is a terminal (let a program start this command that talks through pipes or a socket, for example: socat UNIX-LISTEN:nbd.sock EXEC:'btrexport serve --stdio ...')")
 	}
 	var i, o unix.Stat_t
 	if err := errors.Join(unix.Fstat(int(in.Fd()), &i), unix.Fstat(int(out.Fd()), &o)); err != nil {

@@ -34,8 +34,11 @@ func passedSockets(mode serveMode) (*passed, error) {
 	if !activated() {
 		return nil, nil
 	}
-	if mode.stdio || mode.command != "" {
-		return nil, usagef("sockets are passed by LISTEN_FDS, and --stdio and --run have their own (start without socket activation)")
+	switch {
+	case mode.stdio:
+		return nil, usagef("--stdio: a socket is passed by LISTEN_FDS, as nbdinfo and nbdcopy do with [ ] (leave out --stdio)")
+	case mode.command != "":
+		return nil, usagef("--run serves on a private socket of its own, and sockets are passed by LISTEN_FDS (start without socket activation)")
 	}
 	p := &passed{listeners: make(map[string]net.Listener)}
 	for i, f := range activation.Files(true) {
@@ -64,6 +67,9 @@ func listeningSocket(f *os.File) (net.Listener, error) {
 	}
 	if accepting == 0 {
 		return nil, fmt.Errorf("does not listen (set Accept=no, or use --stdio for one connection)")
+	}
+	if kind, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_STREAM {
+		return nil, fmt.Errorf("is no stream socket (write ListenStream=)")
 	}
 	return net.FileListener(f)
 }
