@@ -23,6 +23,7 @@
 //	terms.go         what a handshake is held to: exports, limits, TLS
 //	update.go        another configuration: who lives on and who leaves
 //	server.go        listeners, admission, Shutdown
+//	alive.go         whether the accept loops go round
 //
 // The package sees a file through the interface File and knows nothing of filesystems.
 package export

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,11 +29,11 @@ type Server struct {
 	conns    sync.WaitGroup
 
 	mu          sync.Mutex
-	listeners   map[net.Listener]struct{} // guarded by mu
-	handshakes  []*client                 // guarded by mu; oldest first
-	established int                       // guarded by mu; places taken, limits.Connections at most
-	addresses   map[netip.Prefix]int      // guarded by mu; connections by their client's address, handshakes included
-	serving     map[*transmission]*client // guarded by mu
+	listeners   map[net.Listener]*acceptor // guarded by mu
+	handshakes  []*client                  // guarded by mu; oldest first
+	established int                        // guarded by mu; places taken, limits.Connections at most
+	addresses   map[netip.Prefix]int       // guarded by mu; connections by their client's address, handshakes included
+	serving     map[*transmission]*client  // guarded by mu
 }
 
 // ErrServerClosed is what Serve returns when it is called after Shutdown.
@@ -62,7 +63,7 @@ func NewServer(o Options) (*Server, error) {
 		full:      newLimitedLog(log),
 		budget:    newBudget(limits.Memory, limits.Floor, limits.Stall),
 		stopped:   make(chan struct{}),
-		listeners: make(map[net.Listener]struct{}),
+		listeners: make(map[net.Listener]*acceptor),
 		addresses: make(map[netip.Prefix]int),
 		serving:   make(map[*transmission]*client),
 	}
@@ -75,11 +76,12 @@ func NewServer(o Options) (*Server, error) {
 // called; then it returns nil. Connections outlive it, until their clients leave or Shutdown.
 // stats may be nil.
 func (s *Server) Serve(ctx context.Context, l net.Listener, stats ListenerStats) error {
-	if !s.track(l) {
+	a := s.track(l)
+	if a == nil {
 		_ = l.Close()
 		return ErrServerClosed
 	}
-	defer s.untrack(l)
+	defer s.untrack(a)
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	var pause time.Duration
@@ -93,41 +95,47 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, stats ListenerStats)
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			a.answer()
 		default:
 			// Out of descriptors, or a client that left before it was accepted: neither is a
 			// reason to stop.
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			s.full.print(slog.LevelWarn, "accept", slog.String("addr", l.Addr().String()), slog.Any("err", err))
-			s.sleep(ctx, pause)
+			s.sleep(ctx, pause, a.wake)
 		}
 	}
 }
 
-func (s *Server) sleep(ctx context.Context, d time.Duration) {
+func (s *Server) sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+	case <-wake:
 	case <-ctx.Done():
 	case <-s.stopped:
 	}
 }
 
-func (s *Server) track(l net.Listener) bool {
+// track makes l one of the server's; nil: it is shut down.
+func (s *Server) track(l net.Listener) *acceptor {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining.Load() {
-		return false
+		return nil
 	}
-	s.listeners[l] = struct{}{}
-	return true
+	a := newAcceptor(l)
+	s.listeners[l] = a
+	return a
 }
 
-func (s *Server) untrack(l net.Listener) {
+func (s *Server) untrack(a *acceptor) {
+	close(a.ended)
 	s.mu.Lock()
-	delete(s.listeners, l)
+	delete(s.listeners, a.Listener)
 	s.mu.Unlock()
-	_ = l.Close()
+	_ = a.Close()
 }
 
 // ServeConn serves one connection that somebody else accepted, and returns when it has ended.

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -143,7 +144,9 @@ type server struct {
 	drain   time.Duration
 	failed  chan error // the first listener that broke
 	metrics *metricsListener
-	retired []*site // whose connections had not ended when the server was told to end
+	retired []*site       // whose connections had not ended when the server was told to end
+	pulse   chan struct{} // the main loop takes what the watchdog sends
+	busy    atomic.Bool   // the main loop is at a reload or the drain; any goroutine may look
 
 	mu        sync.Mutex
 	listeners []*listener // guarded by mu: a second signal closes them from its own goroutine
@@ -209,7 +212,9 @@ func (a *app) serve(ctx context.Context, load func() (*configs.Config, error), m
 		return err
 	}
 	undo.add(s.closeListeners)
+	defer s.keepAlive()()
 	err = s.run(ctx, a, mode, runEnv{undo: &undo, private: private, conn: conn, hangups: hangups, load: loadAll, file: c.File})
+	s.busy.Store(true)
 	s.stop()
 	return err
 }
@@ -251,7 +256,6 @@ func (s *server) run(ctx context.Context, a *app, mode serveMode, env runEnv) er
 	case mode.stdio:
 		go func() { ended <- s.nbd.ServeConn(env.conn, s.reg.Listener("stdio")) }()
 	}
-	defer s.keepAlive()()
 	for {
 		select {
 		case <-stopped:
@@ -260,8 +264,11 @@ func (s *server) run(ctx context.Context, a *app, mode serveMode, env runEnv) er
 			return err
 		case err := <-ended:
 			return err
+		case <-s.pulse:
 		case <-env.hangups:
+			s.busy.Store(true)
 			s.hangup(ctx, env)
+			s.busy.Store(false)
 		}
 	}
 }
@@ -319,7 +326,7 @@ func newServer(ctx context.Context, c *configs.Config, log *slog.Logger, passed 
 		return nil, err
 	}
 	tuneMemory(c)
-	s := &server{site: site, log: log, reg: reg, drain: c.Limits.Drain, failed: make(chan error, 1)}
+	s := &server{site: site, log: log, reg: reg, drain: c.Limits.Drain, failed: make(chan error, 1), pulse: make(chan struct{})}
 	s.nbd, err = export.NewServer(site.options(c.Limits, reg, log))
 	if err == nil {
 		s.listeners, err = s.bind(ctx, c.Listen, passed)

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -126,30 +128,67 @@ func (s *server) notifyReloading() {
 	s.notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
 }
 
-// keepAlive answers the service manager's watchdog, if there is one, as long as the server's own lock can be
-// had: a disk that does not answer is no reason to be killed. The function that it returns ends that.
+// keepAlive answers the service manager's watchdog, if there is one, twice in its time, each time that the
+// server has shown that it is alive. The function that it returns ends that.
 func (s *server) keepAlive() (stop func()) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil || interval == 0 {
 		return func() {}
 	}
-	done, ended := make(chan struct{}), make(chan struct{})
-	tick := time.NewTicker(max(interval/2, time.Millisecond))
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+		tick := time.NewTicker(max(interval/2, time.Millisecond))
 		defer tick.Stop()
 		for {
 			select {
 			case <-tick.C:
-				s.nbd.Clients()
-				s.notify("WATCHDOG=1")
-			case <-done:
+				s.answerWatchdog(ctx, interval)
+			case <-ctx.Done():
 				return
 			}
 		}
 	}()
 	return func() {
-		close(done)
+		cancel()
 		<-ended
 	}
+}
+
+// answerWatchdog tells the service manager that the server is alive, or the log that it is not.
+func (s *server) answerWatchdog(ctx context.Context, patience time.Duration) {
+	bounded, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := s.alive(bounded)
+	switch {
+	case err == nil:
+		s.notify("WATCHDOG=1")
+	case ctx.Err() == nil:
+		s.log.Error("the watchdog is not answered", "err", err)
+	}
+}
+
+// errLoopStuck is a main loop that does not come back to its signals.
+var errLoopStuck = errors.New("the main loop does not answer")
+
+// alive proves that clients are accepted and get their turn, and that signals are taken. Neither asks a disk: one
+// that hangs must not end the service of the others. The main loop is not asked while a reload or the drain is under way,
+// which wait for disks and clients within limits of their own.
+func (s *server) alive(ctx context.Context) error {
+	if err := s.nbd.Alive(ctx); err != nil {
+		return err
+	}
+	look := time.NewTicker(time.Millisecond)
+	defer look.Stop()
+	for !s.busy.Load() {
+		select {
+		case s.pulse <- struct{}{}:
+			return nil
+		case <-look.C: // it may have become busy
+		case <-ctx.Done():
+			return errLoopStuck
+		}
+	}
+	return nil
 }

@@ -1,12 +1,20 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/btrexport/btrexport/export"
 )
 
 // TestListeningSocket: what a service manager may pass by mistake is told, not served.
@@ -49,4 +57,91 @@ func TestListeningSocket(t *testing.T) {
 		}
 		_ = tc.file.Close()
 	}
+}
+
+// TestWatchdog: it is answered while the main loop takes signals or is at a reload, and not once it stands still.
+func TestWatchdog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "20000")
+	heard := func(within time.Duration) bool {
+		if err := manager.SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 100)
+		n, err := manager.Read(b)
+		if err == nil && string(b[:n]) != "WATCHDOG=1" {
+			t.Errorf("told %q", b[:n])
+		}
+		return err == nil
+	}
+	nbd, err := export.NewServer(export.Options{Exports: []export.Export{{Name: "x", File: emptyFile{}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	s := &server{nbd: nbd, log: slog.New(slog.NewTextHandler(&log, nil)), pulse: make(chan struct{})}
+	stop := s.keepAlive()
+	defer stop()
+	standStill := make(chan struct{})
+	looped := make(chan struct{})
+	go func() { // the main loop
+		defer close(looped)
+		for {
+			select {
+			case <-s.pulse:
+			case <-standStill:
+				return
+			}
+		}
+	}()
+	for range 5 {
+		if !heard(patience) {
+			t.Fatal("the watchdog was not answered")
+		}
+	}
+	close(standStill)
+	<-looped
+	waitFor(t, func() bool { return strings.Contains(log.String(), "the main loop does not answer") })
+	for heard(time.Millisecond) { // of before
+	}
+	if heard(100 * time.Millisecond) {
+		t.Error("the watchdog was answered for a main loop that stands still")
+	}
+	s.busy.Store(true)
+	if !heard(patience) {
+		t.Error("the watchdog was not answered during a reload")
+	}
+}
+
+// syncBuffer is a log that two goroutines use.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *syncBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *syncBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// emptyFile is nothing to read.
+type emptyFile struct{}
+
+func (emptyFile) Size() uint64          { return 0 }
+func (emptyFile) Submit([]*export.Read) {}
+func (emptyFile) Extents(context.Context, uint64, uint64, bool, []export.Extent) (int, error) {
+	return 0, nil
 }
