@@ -112,9 +112,26 @@ func (p *passed) close() {
 
 // notify tells the service manager, if there is one. It is nobody's job to live without.
 func (s *server) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if err := sdNotify(os.Getenv("NOTIFY_SOCKET"), state); err != nil {
 		s.log.Debug("the service manager was not told", "state", state, "err", err)
 	}
+}
+
+// notifyWait bounds the wait for a service manager that does not read.
+const notifyWait = time.Second
+
+// sdNotify is sd_notify(3): one datagram to a unix socket, which an @ makes an abstract one. Empty: there is none.
+func sdNotify(socket, state string) error {
+	if socket == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return err
+	}
+	_ = conn.SetWriteDeadline(time.Now().Add(notifyWait))
+	_, err = conn.Write([]byte(state))
+	return errors.Join(err, conn.Close())
 }
 
 func (s *server) notifyReady() {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -116,6 +117,27 @@ func TestWatchdog(t *testing.T) {
 	s.busy.Store(true)
 	if !heard(patience) {
 		t.Error("the watchdog was not answered during a reload")
+	}
+}
+
+// TestNotifyIsBounded: a service manager that reads nothing holds nobody up for ever.
+func TestNotifyIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	for range 100_000 { // as many as fit into its queue, and one more
+		if err = sdNotify(path, "READY=1"); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("got %v, want that the deadline ends it", err)
+	}
+	if err := sdNotify("", "READY=1"); err != nil {
+		t.Errorf("without a service manager: %v", err)
 	}
 }
 
