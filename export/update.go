@@ -39,6 +39,18 @@ func (t *terms) keep(c *client) bool {
 	return e.Allow.admits(&c.peer) && (c.secure || !e.secret)
 }
 
+// InUse tells whether a client has chosen an export of f, compared as Update does, and has not left yet.
+func (s *Server) InUse(f File) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.serving {
+		if sameFile(c.export.File, f) {
+			return true
+		}
+	}
+	return false
+}
+
 // sameFile compares what an interface can't always: a File may be of a type that has no ==.
 func sameFile(a, b File) bool {
 	return reflect.ValueOf(a).Comparable() && reflect.ValueOf(b).Comparable() && a == b

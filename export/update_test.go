@@ -155,10 +155,16 @@ func TestUpdateDrains(t *testing.T) {
 	data := pattern()[:1<<20]
 	f := &fakeFile{data: data, async: true, hold: make(chan struct{})}
 	fx := start(t, Options{Exports: oneExport(f)})
+	if fx.server.InUse(f) {
+		t.Error("a file is in use before anybody has come")
+	}
 	c := fx.ready("disk")
 	c.put(readRequest(1, 0, 4096))
 	waitFor(t, "the read to start", func() bool { return f.reads.Load() == 1 })
 	d := fx.update(Options{Exports: []Export{{Name: "other", File: &fakeFile{data: data}}}})
+	if !fx.server.InUse(f) {
+		t.Error("a file that a client drains from is not in use")
+	}
 	c.put(readRequest(2, 0, 4096))
 	c.wantAnswer(2, nbdwire.ESHUTDOWN, nil)
 	waited := make(chan error, 1)
@@ -175,6 +181,9 @@ func TestUpdateDrains(t *testing.T) {
 	_ = c.Close()
 	if err := <-waited; err != nil {
 		t.Error(err)
+	}
+	if fx.server.InUse(f) {
+		t.Error("a file is in use after the last client has left")
 	}
 }
 

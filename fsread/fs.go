@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/btrexport/btrexport/devio"
@@ -50,6 +51,7 @@ type FS struct {
 	set     *volume.Set
 	super   *ondisk.Superblock // with the roots that were opened; set.Super has the last commit's
 	refuse  error              // why bytes without a checksum are not served; nil: they are
+	moved   atomic.Bool        // the devices were found to have a later state
 	reader  *btree.Reader
 	roots   btree.Tree // the tree of tree roots
 	csums   btree.Tree

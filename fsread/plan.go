@@ -108,8 +108,10 @@ func (r *Read) addCompressed(ctx context.Context, s *Segment, at int, b []byte) 
 
 // newPiece takes the next piece of the read, used before or new.
 func (r *Read) newPiece(at, n int) (*piece, error) {
-	if why := r.file.fs.refuse; why != nil && r.file.noSums {
-		return nil, why
+	if r.file.noSums {
+		if why := r.file.fs.unverifiable(); why != nil {
+			return nil, why
+		}
 	}
 	if r.used == len(r.pieces) {
 		r.pieces = append(r.pieces, &piece{})

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/btrexport/btrexport/configs"
 )
@@ -38,7 +40,7 @@ func (s *server) reload(ctx context.Context, load func() (*configs.Config, error
 		return err
 	}
 	before := s.site
-	next, err := openSite(ctx, c, s.reg, s.log, before)
+	next, err := s.openNext(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -51,6 +53,66 @@ func (s *server) reload(ctx context.Context, load func() (*configs.Config, error
 		_ = next.close(before)
 	}
 	return err
+}
+
+// openNext opens what c names beside what is open already. Filesystems that were written to are opened anew. If
+// that fails, not for this is a configuration refused: they stay as they are.
+func (s *server) openNext(ctx context.Context, c *configs.Config) (*site, error) {
+	before := s.site
+	before.moved = nil // of a reload that was refused
+	before.moved = s.findMoved(ctx, c)
+	next, err := openSite(ctx, c, s.reg, s.log, before)
+	if err == nil || len(before.moved) == 0 {
+		return next, err
+	}
+	before.moved = nil
+	next, still := openSite(ctx, c, s.reg, s.log, before)
+	if still == nil {
+		s.log.Warn("filesystems were written to and can't be opened anew: they stay as they were", "err", printable(withRemedy(each(err)[0])))
+	}
+	return next, still
+}
+
+// moveWait bounds the look at superblocks of disks that may not answer.
+const moveWait = 5 * time.Second
+
+// findMoved gives the filesystems of c that were written to since they were opened. Those of which a client has an
+// export stay as they are: all connections of an export see one content.
+func (s *server) findMoved(ctx context.Context, c *configs.Config) []*siteFS {
+	ctx, cancel := context.WithTimeout(ctx, moveWait)
+	defer cancel()
+	moved := make([]*siteFS, len(c.Filesystems))
+	var looks sync.WaitGroup
+	for i := range c.Filesystems {
+		if f := s.site.filesystem(c.Filesystems[i]); f != nil {
+			looks.Go(func() {
+				if s.hasMoved(ctx, f) {
+					moved[i] = f
+				}
+			})
+		}
+	}
+	looks.Wait()
+	return slices.DeleteFunc(moved, func(f *siteFS) bool { return f == nil })
+}
+
+func (s *server) hasMoved(ctx context.Context, f *siteFS) bool {
+	generation, moved, err := f.Moved(ctx)
+	if err != nil {
+		s.log.Warn("whether the filesystem was written to is not known", "fs", f.name, "err", err)
+		return false
+	}
+	if !moved {
+		return false
+	}
+	for _, x := range s.site.exports {
+		if x.fs == f && s.nbd.InUse(x.nbd) {
+			s.log.Warn("the filesystem was written to, and stays as it was opened while clients use it: reload again when they have left",
+				"fs", f.name, "export", x.Name, "generation", f.Info().Generation, "newest", generation)
+			return false
+		}
+	}
+	return true
 }
 
 // rebind binds the addresses that are new, and looks whether sockets that stay can have the owner that they are to have.

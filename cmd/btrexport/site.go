@@ -29,6 +29,7 @@ type site struct {
 	filesystems []*siteFS
 	exports     []*siteExport // in the order of the configuration
 	tls         export.TLS
+	moved       []*siteFS // not to be shared with a next site: what is on their devices is newer
 }
 
 // siteFS is one open filesystem.
@@ -97,11 +98,11 @@ func openSite(ctx context.Context, c *configs.Config, reg *metrics.Registry, log
 	return s, nil
 }
 
-// filesystem gives the open filesystem of the same configuration, nil if there is none. One whose name is
-// its label has no name to find it by.
+// filesystem gives the open filesystem of the same configuration, nil if there is none or it is one of moved. One
+// whose name is its label has no name to find it by.
 func (s *site) filesystem(c configs.Filesystem) *siteFS {
 	for _, f := range s.filesystems {
-		if c.Name != "" && f.config.SameAs(c) {
+		if c.Name != "" && f.config.SameAs(c) && !slices.Contains(s.moved, f) {
 			return f
 		}
 	}

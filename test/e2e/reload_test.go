@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/btrexport/btrexport/export/nbdclient"
 	"github.com/btrexport/btrexport/test/e2e/kernelfs"
 )
@@ -319,5 +321,87 @@ func TestSilentClients(t *testing.T) {
 	}
 	if strings.Contains(s.logged(), "drain ended by its timeout") {
 		t.Errorf("silent clients held the drain up:\n%s", s.logged())
+	}
+}
+
+// A filesystem is written to while it is served. SIGHUP opens it anew, unless a client has an export of it: then new
+// clients see what that one does. Nobody ever gets a byte that is neither the old file's nor the new one's.
+func TestReloadAfterWrites(t *testing.T) {
+	need(t, "nbdcopy")
+	ctx, rng := bounded(t), chance(t)
+	k := makeTruth(ctx, t, kernelfs.Options{Devices: 2, Data: "raid1", Metadata: "raid1"}, func(tree *kernelfs.Tree) { tree.Plain("disk", 2<<20+9) })
+	old := served{"disk", "/disk", k.read(t, "disk")}
+	config := filepath.Join(t.TempDir(), "btrexport.yaml")
+	writeConfig(t, config, "filesystems:\n"+filesystemYAML("tank", false, k.fs.Loops()...)+"exports:\n"+exportYAML("tank", old))
+	s := serve(t, "-c", config)
+	c := s.dial(ctx, t, old.name)
+	s.copied(ctx, t, old)
+
+	k.unmount(t)
+	mnt, err := k.fs.Mount("subvolid=5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree := kernelfs.NewTree(ctx, mnt, kernelfs.Content{Seed: 2, Noise: true})
+	tree.WriteAt("disk", 100<<10, 3<<20)
+	if err := tree.Err(); err != nil {
+		t.Fatal(err)
+	}
+	k.mnt = mnt
+	now := served{"disk", "/disk", k.read(t, "disk")}
+	syncFS(t, mnt)
+
+	// A client is there: it and who comes beside it see the old content.
+	s.reload(ctx, t, true)
+	if want := `msg="the filesystem was written to, and stays as it was opened while clients use it`; !strings.Contains(s.logged(), want) {
+		t.Errorf("the log lacks %s:\n%s", want, s.logged())
+	}
+	for _, c := range []*nbdclient.Client{c, s.dial(ctx, t, old.name)} {
+		if got := c.Info().Size; got != uint64(len(old.want)) {
+			t.Errorf("size beside a client: got %d, want %d", got, len(old.want))
+		}
+		for range 64 {
+			off, n := randomRange(rng, len(old.want), 64<<10)
+			b := make([]byte, n)
+			if _, err := c.ReadAt(b, int64(off)); err != nil {
+				continue // overwritten since
+			}
+			if d := diff(b, old.want[off:off+n]); d != "" {
+				t.Errorf("offset %d length %d: %s", off, n, d)
+			}
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+
+	// Nobody is there, but the kernel still writes: that can't be opened, and is no reason to refuse the rest.
+	const stays = `msg="filesystems were written to and can't be opened anew: they stay as they were"`
+	for !strings.Contains(s.logged(), stays) {
+		s.reload(ctx, t, true) // until the server has seen that the clients are gone
+	}
+	k.unmount(t)
+	s.reload(ctx, t, true)
+	s.copied(ctx, t, now)
+	if got := strings.Count(s.logged(), "msg=opened fs=tank"); got != 2 {
+		t.Errorf("the filesystem was opened %d times, want 2:\n%s", got, s.logged())
+	}
+	s.reload(ctx, t, true)
+	if got := strings.Count(s.logged(), "msg=opened fs=tank"); got != 2 {
+		t.Errorf("a reload without writes opened it anew:\n%s", s.logged())
+	}
+	s.end(t)
+}
+
+// syncFS has the kernel commit.
+func syncFS(t *testing.T, mnt string) {
+	t.Helper()
+	d, err := os.Open(mnt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		t.Fatal(err)
 	}
 }
