@@ -173,6 +173,9 @@ func (a *app) serve(ctx context.Context, load func() (*configs.Config, error), m
 	hangups := make(chan os.Signal, 1) // one that comes while another is served loads once more
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
+	broken := make(chan os.Signal, 1) // else a log that nobody reads any more would end the process
+	signal.Notify(broken, syscall.SIGPIPE)
+	defer signal.Stop(broken)
 	private, err := mode.privateSocket(&undo)
 	if err != nil {
 		return err

@@ -55,6 +55,7 @@ func trustCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"deactivate":   p.cmdDeactivate,
 		"notified":     p.cmdNotified,
 		"failed":       p.cmdFailed,
+		"unheard":      cmdUnheard,
 	}
 }
 
@@ -459,6 +460,32 @@ func (p *passing) cmdNotified(ts *testscript.TestScript, _ bool, args []string) 
 	if !strings.Contains(strings.Join(p.told, "\n"), args[0]) {
 		ts.Fatalf("told %q, want %s", p.told, args[0])
 	}
+}
+
+// unheard URI COMMAND... starts a server, closes the pipe that it logs to once it serves, and has three clients come
+// and go. It must answer them, and end with status 0.
+func cmdUnheard(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := scriptCommand(ts, args[1:])
+	log, err := cmd.StderrPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	ts.Defer(func() { _ = cmd.Process.Kill() })
+	for lines := bufio.NewScanner(log); lines.Scan() && !strings.Contains(lines.Text(), "msg=serving"); {
+	}
+	ts.Check(log.Close())
+	t, err := nbdclient.ParseURI(args[0])
+	ts.Check(err)
+	t.Address = ts.MkAbs(t.Address)
+	for range 3 {
+		c, err := nbdclient.Dial(context.Background(), t)
+		ts.Check(err)
+		_, err = c.ReadAt(make([]byte, 4096), 0)
+		ts.Check(err)
+		ts.Check(c.Close())
+		time.Sleep(20 * time.Millisecond) // for the line at the connection's end
+	}
+	ts.Check(cmd.Process.Signal(syscall.SIGTERM))
+	ts.Check(cmd.Wait())
 }
 
 // failed CODE REGEXP wants that the command could not start.
