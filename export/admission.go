@@ -45,6 +45,13 @@ func (c *client) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// refused counts a client that a limit kept from an export.
+func (c *client) refused(reason string) {
+	if c.stats != nil {
+		c.stats.Refused(reason)
+	}
+}
+
 // enter gives a new connection a place among the handshakes and returns nil, having closed
 // it, if the server is full or stopping. Handshakes have places of their own, more than
 // exports have, and the oldest that has said nothing gives way: clients that connect and keep
@@ -59,6 +66,7 @@ func (s *Server) enter(conn net.Conn, stats ListenerStats) *client {
 	if s.draining.Load() || s.established >= limits.Connections {
 		_ = conn.Close()
 		if !s.draining.Load() {
+			c.refused("connections")
 			s.full.print(slog.LevelWarn, "client closed: connection limit reached",
 				slog.String("client", c.name), slog.Int("limit", limits.Connections))
 		}
@@ -66,6 +74,7 @@ func (s *Server) enter(conn net.Conn, stats ListenerStats) *client {
 	}
 	if n := s.addresses[c.peer.network()]; limits.PerAddress > 0 && c.peer.addr.IsValid() && n >= limits.PerAddress {
 		_ = conn.Close()
+		c.refused("address")
 		s.full.print(slog.LevelWarn, "client closed: connection limit of its address reached",
 			slog.String("client", c.name), slog.Int("limit", limits.PerAddress))
 		return nil
@@ -88,6 +97,7 @@ func (s *Server) evictHandshake() {
 	s.handshakes = slices.Delete(s.handshakes, i, i+1)
 	c.evicted = true
 	_ = c.conn.Close()
+	c.refused("handshakes")
 	s.full.print(slog.LevelWarn, "client closed: too many handshakes under way",
 		slog.String("client", c.name), slog.Int("limit", s.terms.Load().limits.Handshakes))
 }
@@ -96,7 +106,11 @@ func (s *Server) evictHandshake() {
 func (s *Server) place(c *client) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.evicted || s.established >= s.terms.Load().limits.Connections {
+	if c.evicted {
+		return false
+	}
+	if s.established >= s.terms.Load().limits.Connections {
+		c.refused("connections")
 		return false
 	}
 	s.handshakes = slices.DeleteFunc(s.handshakes, func(o *client) bool { return o == c })
@@ -147,6 +161,9 @@ func (s *Server) serve(c *client) {
 	}
 	e, err := n.negotiate()
 	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) && !s.draining.Load() {
+			c.refused("timeout")
+		}
 		n.end(err)
 		return
 	}

@@ -51,8 +51,10 @@ type ExportStats interface {
 	ReadAhead(bytes, used int)
 }
 
-// ListenerStats counts one listener's connections: those whose client chose an export.
-// Connections must not wait; delta is +1 or -1.
+// ListenerStats counts one listener's connections: those whose client chose an export, and those that a limit
+// kept from it. Neither method may wait. delta is +1 or -1; reason is connections, address, handshakes or timeout, by
+// the limit: Connections, PerAddress, Handshakes or Handshake.
 type ListenerStats interface {
 	Connections(delta int)
+	Refused(reason string)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -185,7 +186,21 @@ func TestConnectionLimit(t *testing.T) {
 	}
 }
 
-type countConns struct{ now, most atomic.Int64 }
+type countConns struct {
+	now, most atomic.Int64
+
+	mu      sync.Mutex
+	refused map[string]int // guarded by mu
+}
+
+func (c *countConns) Refused(reason string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refused == nil {
+		c.refused = make(map[string]int)
+	}
+	c.refused[reason]++
+}
 
 func (c *countConns) Connections(delta int) {
 	if n := c.now.Add(int64(delta)); n > c.most.Load() {
@@ -209,6 +224,46 @@ func TestListenerStats(t *testing.T) {
 	waitFor(t, "the connection to be counted out", func() bool { return stats.now.Load() == 0 })
 	if got := stats.most.Load(); got != 1 {
 		t.Errorf("most connections %d, want 1", got)
+	}
+}
+
+// TestRefusedStats: every limit counts whom it keeps out.
+func TestRefusedStats(t *testing.T) {
+	for reason, limits := range map[string]Limits{
+		"connections": {Connections: 1},
+		"address":     {PerAddress: 1},
+		"handshakes":  {Handshakes: 1},
+		"timeout":     {Handshake: 20 * time.Millisecond},
+	} {
+		t.Run(reason, func(t *testing.T) {
+			fx := start(t, Options{Exports: oneExport(&fakeFile{data: pattern()[:4096]}), Limits: limits})
+			stats := &countConns{}
+			addr := fx.startTCP(stats)
+			for i := range 2 {
+				conn, err := net.Dial("tcp", addr)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = conn.Close() }()
+				c := &rawConn{Conn: conn, t: t}
+				if i == 0 && reason != "timeout" {
+					c.get(nbdwire.GreetingLen)
+					if reason == "connections" {
+						c.put(nbdwire.AppendClientFlags(nil, 3))
+						c.choose("disk")
+					}
+				}
+			}
+			want := map[string]int{reason: 1}
+			if reason == "timeout" {
+				want[reason] = 2
+			}
+			waitFor(t, "the count", func() bool {
+				stats.mu.Lock()
+				defer stats.mu.Unlock()
+				return maps.Equal(stats.refused, want)
+			})
+		})
 	}
 }
 

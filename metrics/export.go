@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -86,12 +87,27 @@ func commandIndex(command string) int {
 	return commandOther
 }
 
+// refusals are the values of the label reason; what is none of them counts as the first.
+var refusals = [...]string{"connections", "address", "handshakes", "timeout"}
+
 // Listener counts the connections of one listening address.
-type Listener struct{ open prometheus.Gauge }
+type Listener struct {
+	open    prometheus.Gauge
+	refused [len(refusals)]prometheus.Counter
+}
 
 // Listener makes the series of an address, in the configuration's spelling.
 func (r *Registry) Listener(name string) *Listener {
-	return &Listener{open: r.connections.WithLabelValues(name)}
+	l := &Listener{open: r.connections.WithLabelValues(name)}
+	for i, reason := range refusals {
+		l.refused[i] = r.refused.WithLabelValues(name, reason)
+	}
+	return l
+}
+
+// Refused counts a client that a limit kept from an export: connections, address, handshakes or timeout.
+func (l *Listener) Refused(reason string) {
+	l.refused[max(0, slices.Index(refusals[:], reason))].Inc()
 }
 
 // Connections tells that delta connections more (or less, if negative) are open.

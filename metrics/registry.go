@@ -39,6 +39,7 @@ type Registry struct {
 	aheadBytes  *prometheus.CounterVec
 	aheadUsed   *prometheus.CounterVec
 	connections *prometheus.GaugeVec
+	refused     *prometheus.CounterVec
 
 	mu      sync.Mutex
 	exports map[string]*Export // guarded by mu; those that were not removed
@@ -87,6 +88,8 @@ func New(b Build) *Registry {
 			"Bytes of clients' reads that had been read before they were asked for.", "export"),
 		connections: gauge("btrexport_nbd_connections",
 			"Connections that are open.", "listener"),
+		refused: counter("btrexport_nbd_connections_refused_total",
+			"Clients that a limit kept from an export: of connections, of connections of an address, of handshakes, or of a handshake's time.", "listener", "reason"),
 
 		reloadSuccessful: prometheus.NewGauge(prometheus.GaugeOpts{Name: "btrexport_config_last_reload_successful",
 			Help: "1 if the last attempt to load the configuration succeeded, 0 if it was refused and the one before is served."}),
@@ -99,7 +102,7 @@ func New(b Build) *Registry {
 	r.reg.MustRegister(info,
 		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
 		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost, r.readsUnverified,
-		r.requests, r.requestTime, r.readBytes, r.aheadBytes, r.aheadUsed, r.connections, r.reloadSuccessful, r.reloadTime,
+		r.requests, r.requestTime, r.readBytes, r.aheadBytes, r.aheadUsed, r.connections, r.refused, r.reloadSuccessful, r.reloadTime,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
@@ -151,6 +154,7 @@ func (r *Registry) Reloaded(ok bool) {
 // RemoveListener drops the series of an address that is listened on no more.
 func (r *Registry) RemoveListener(name string) {
 	r.connections.DeleteLabelValues(name)
+	r.refused.DeletePartialMatch(prometheus.Labels{"listener": name})
 }
 
 // RemoveFilesystem drops every series of a filesystem that is served no more. Handles that are still in use

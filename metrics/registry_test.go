@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -33,6 +34,7 @@ const promised = `
 | btrexport_nbd_readahead_bytes_total | counter | export |
 | btrexport_nbd_readahead_used_bytes_total | counter | export |
 | btrexport_nbd_connections | gauge | listener |
+| btrexport_nbd_connections_refused_total | counter | listener, reason |
 | btrexport_build_info | gauge | version, goversion |
 | btrexport_config_last_reload_successful | gauge |  |
 | btrexport_config_last_reload_success_timestamp_seconds | gauge |  |
@@ -144,6 +146,29 @@ func TestPromisedNamesTypesAndLabels(t *testing.T) {
 	}
 }
 
+// TestDocumented: docs/service.md has every metric, with its type and labels.
+func TestDocumented(t *testing.T) {
+	page, err := os.ReadFile("../docs/service.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(strings.TrimSpace(promised), "\n") {
+		cells := strings.Split(strings.Trim(line, "|"), "|")
+		name, kind := strings.TrimSpace(cells[0]), strings.TrimSpace(cells[1])
+		at := strings.Index(string(page), "| `"+name+"` | "+kind+" |")
+		if at < 0 {
+			t.Errorf("%s, a %s, is not in docs/service.md", name, kind)
+			continue
+		}
+		row, _, _ := strings.Cut(string(page)[at:], "\n")
+		for label := range strings.FieldsFuncSeq(cells[2], func(r rune) bool { return r == ',' || r == ' ' }) {
+			if !strings.Contains(row, label) {
+				t.Errorf("%s: the row lacks the label %s: %s", name, label, row)
+			}
+		}
+	}
+}
+
 func TestLint(t *testing.T) {
 	problems, err := testutil.GatherAndLint(populated().reg)
 	if err != nil {
@@ -192,6 +217,11 @@ func TestSeriesAreBornAtZero(t *testing.T) {
 		"nbd_readahead_bytes_total{export=vm1}":                 0,
 		"nbd_readahead_used_bytes_total{export=vm1}":            0,
 		"nbd_connections{listener=unix:///s}":                   0,
+
+		"nbd_connections_refused_total{listener=unix:///s,reason=connections}": 0,
+		"nbd_connections_refused_total{listener=unix:///s,reason=address}":     0,
+		"nbd_connections_refused_total{listener=unix:///s,reason=handshakes}":  0,
+		"nbd_connections_refused_total{listener=unix:///s,reason=timeout}":     0,
 	}
 	for _, command := range []string{"read", "write", "disc", "flush", "trim", "cache", "write_zeroes", "block_status", "other"} {
 		for _, result := range []string{"ok", "error"} {
@@ -249,6 +279,14 @@ func TestCounting(t *testing.T) {
 			map[string]float64{"nbd_readahead_bytes_total{E}": 4096, "nbd_readahead_used_bytes_total{E}": 512}},
 		{"connections", func(_ *Filesystem, _ *Export, l *Listener) { l.Connections(2); l.Connections(-1) },
 			map[string]float64{"nbd_connections{listener=unix:///s}": 1}},
+		{"refused", func(_ *Filesystem, _ *Export, l *Listener) {
+			l.Refused("address")
+			l.Refused("timeout")
+			l.Refused("else")
+		},
+			map[string]float64{"nbd_connections_refused_total{listener=unix:///s,reason=address}": 1,
+				"nbd_connections_refused_total{listener=unix:///s,reason=timeout}":     1,
+				"nbd_connections_refused_total{listener=unix:///s,reason=connections}": 1}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := populated()
@@ -407,7 +445,10 @@ func TestHandlesSatisfyTheirConsumers(t *testing.T) {
 	var _ interface {
 		RequestDone(command string, ok bool, bytes int, took time.Duration)
 	} = r.Export("e")
-	var _ interface{ Connections(delta int) } = r.Listener("l")
+	var _ interface {
+		Connections(delta int)
+		Refused(reason string)
+	} = r.Listener("l")
 }
 
 func BenchmarkRequestDone(b *testing.B) {
