@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -294,4 +295,69 @@ func (s *server) waitLeft(t *testing.T) {
 		}
 	}
 	t.Errorf("has not left %v after SIGTERM\n%s", exitTime, s.logged())
+}
+
+// A service manager's watchdog is answered as long as clients get in, though disks hang that others wait for, and
+// through the drain that gives them up.
+func TestWatchdogWhileDisksHang(t *testing.T) {
+	needFaults(t, "nbdcopy", "gcc", "env")
+	ctx, rng := bounded(t), chance(t)
+	d := makeFaulty(ctx, t, rng, kernelfs.Options{Devices: 2, Data: "raid1", Metadata: "raid1"})
+	path := filepath.Join(shortDir(t, ""), "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	told := make(chan string, 1<<16)
+	go func() {
+		for b := make([]byte, 1000); ; {
+			n, err := manager.Read(b)
+			if err != nil {
+				return
+			}
+			told <- string(b[:n])
+		}
+	}()
+	hear := func(want string, n int) {
+		t.Helper()
+		for n > 0 {
+			select {
+			case got := <-told:
+				if strings.Contains(got, want) {
+					n--
+				}
+			case <-ctx.Done():
+				t.Fatalf("no %s", want)
+			}
+		}
+	}
+	d.heal()
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "200000")
+	s := d.serveSlow(t, d.paths(t, false), "")
+	c := s.dial(ctx, t, d.files[0].name)
+	d.copyAll(ctx, t, s)
+	for _, disk := range d.disks {
+		disk.Hang()
+	}
+	var reads sync.WaitGroup
+	for i := range 64 {
+		reads.Go(func() { _, _ = c.ReadAt(make([]byte, 4096), int64(i)*300<<10) })
+	}
+	waitHeld(ctx, t, d.disks)
+	for len(told) > 0 { // before the disks hung
+		<-told
+	}
+	hear("WATCHDOG=1", 10)
+	s.dial(ctx, t, d.files[0].name)
+	s.signal(t, syscall.SIGTERM)
+	hear("STOPPING=1", 1)
+	hear("WATCHDOG=1", 3)
+	s.waitLeft(t)
+	d.heal()
+	if status := s.wait(); status != 0 {
+		t.Errorf("exit status: got %d, want 0\n%s", status, s.logged())
+	}
+	reads.Wait()
 }
