@@ -24,12 +24,12 @@ import (
 
 // flags are what the command line says.
 type flags struct {
-	scenario, dir, json, program string
-	rounds, size                 int // size in MiB
-	seconds                      float64
-	seed                         uint64
-	quick, list                  bool
-	re                           *regexp.Regexp
+	scenario, servers, dir, json, program, beside string
+	rounds, size                                  int // size in MiB
+	seconds                                       float64
+	seed                                          uint64
+	quick, list                                   bool
+	re, only                                      *regexp.Regexp // scenario and servers
 }
 
 func main() {
@@ -73,6 +73,7 @@ func parse(args []string) (flags, error) {
 	var f flags
 	set := flag.NewFlagSet("bench", flag.ExitOnError)
 	set.StringVar(&f.scenario, "scenario", "", "regular `expression`: run the rows whose \"scenario: row\" it matches")
+	set.StringVar(&f.servers, "servers", "", "regular `expression`: the servers to run")
 	set.IntVar(&f.rounds, "rounds", 7, "rounds of each scenario")
 	set.Float64Var(&f.seconds, "seconds", 2, "bound of one measurement; one that has read the whole file ends earlier")
 	set.IntVar(&f.size, "size", 1024, "`MiB` of the file that is served")
@@ -80,6 +81,7 @@ func parse(args []string) (flags, error) {
 	set.StringVar(&f.program, "program", "", "btrexport to measure; left out: built from this module")
 	set.Uint64Var(&f.seed, "seed", uint64(time.Now().UnixNano()), "of contents, orders and offsets")
 	set.StringVar(&f.json, "json", "", "`file` for every single measurement")
+	set.StringVar(&f.beside, "beside", "", "shell `command` that runs beside each measurement of btrexport, whose process is $pid; SIGINT ends it")
 	set.BoolVar(&f.quick, "quick", false, "one short round on a small file: shows that all works, its figures mean nothing")
 	set.BoolVar(&f.list, "list", false, "show the rows and end")
 	if err := set.Parse(args); err != nil {
@@ -88,11 +90,12 @@ func parse(args []string) (flags, error) {
 	if f.quick {
 		f.rounds, f.seconds, f.size = 1, 0.1, 32
 	}
-	var err error
+	var err, err2 error
 	f.re, err = regexp.Compile(f.scenario)
+	f.only, err2 = regexp.Compile(f.servers)
 	switch {
-	case err != nil:
-		return f, err
+	case err != nil || err2 != nil:
+		return f, errors.Join(err, err2)
 	case set.NArg() > 0:
 		return f, fmt.Errorf("%s: no argument is taken", set.Arg(0))
 	case f.rounds < 1 || f.seconds <= 0 || f.size < 16:
@@ -114,7 +117,7 @@ func (f flags) bench(ctx context.Context, list []scenario) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{dir: dir, program: f.program, seconds: time.Duration(f.seconds * float64(time.Second))}
+	b := &bench{dir: dir, program: f.program, beside: f.beside, only: f.only, seconds: time.Duration(f.seconds * float64(time.Second))}
 	if b.self, err = os.Executable(); err != nil {
 		return err
 	}
@@ -129,10 +132,12 @@ func (f flags) bench(ctx context.Context, list []scenario) (err error) {
 	f.header()
 	start := time.Now()
 	for _, s := range list {
+		if ctx.Err() != nil {
+			break
+		}
 		err := b.scenario(ctx, s, f.rounds, f.seed, os.Stderr)
 		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
+		case ctx.Err() != nil: // the tables of what was measured follow
 		case errors.Is(err, errNoThrottle):
 			fmt.Printf("\nleft out: %v\n", err)
 		case err != nil:
@@ -144,7 +149,7 @@ func (f flags) bench(ctx context.Context, list []scenario) (err error) {
 	if f.json != "" {
 		b.failed = append(b.failed, b.dump(f.json))
 	}
-	return errors.Join(b.failed...)
+	return errors.Join(append(b.failed, context.Cause(ctx))...)
 }
 
 // room refuses a directory in which the images would not fit.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -31,6 +32,9 @@ func (s sample) rate() float64 { return float64(s.Bytes) / s.Took.Seconds() }
 // cpu is what the server and the kernel's threads used, in nanoseconds a byte.
 func (s sample) cpu() float64 { return float64(s.ServerCPU+s.KernelCPU) / float64(s.Compared) }
 
+// serverCPU is what the server used alone.
+func (s sample) serverCPU() float64 { return float64(s.ServerCPU) / float64(s.Compared) }
+
 // fromDevices is what was read from the devices for each byte that was served.
 func (s sample) fromDevices() float64 { return float64(s.DeviceBytes) / float64(s.Compared) }
 
@@ -38,7 +42,9 @@ func (s sample) fromDevices() float64 { return float64(s.DeviceBytes) / float64(
 type bench struct {
 	dir     string
 	program string
-	self    string // this program, which is the load as well
+	self    string         // this program, which is the load as well
+	only    *regexp.Regexp // the servers to run
+	beside  string         // a shell command to observe ours with; empty: none
 	seconds time.Duration
 	lib     *library
 
@@ -79,6 +85,13 @@ func (b *bench) measure(ctx context.Context, c contender, f *filesystem, r row, 
 		if _, err := b.load(ctx, srv, f, b.job(t, sequential, seed, time.Hour)); err != nil {
 			return s, fmt.Errorf("warming up: %w", err)
 		}
+	}
+	if b.beside != "" && c.tool == "" {
+		end, err := observe(ctx, b.beside, srv.cmd.Process.Pid)
+		if err != nil {
+			return s, err
+		}
+		defer end()
 	}
 	if r.work.nbdcopy > 0 {
 		s, err = b.copy(ctx, srv, t)

@@ -84,3 +84,19 @@ func (s *server) said() string {
 	t := strings.TrimSpace(s.output.String())
 	return t[max(0, len(t)-most):]
 }
+
+// observe starts a shell command that looks at a process, and gives it time to begin. end interrupts it and waits.
+func observe(ctx context.Context, text string, pid int) (end func(), err error) {
+	const beginning = time.Second
+	cmd := command(ctx, []string{"sh", "-c", text})
+	cmd.Env = append(cmd.Env, fmt.Sprintf("pid=%d", pid))
+	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	time.Sleep(beginning)
+	return func() {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) // its session
+		_ = cmd.Wait()
+	}, nil
+}

@@ -79,6 +79,10 @@ func speedTable(w io.Writer, lines []line) {
 	for _, l := range lines {
 		medians, rounds := l.ratio(sample.rate)
 		c := append([]string{l.title()}, servers(l, sample.rate, l.row.speed)...)
+		if l.best() == "" {
+			cells(w, c...)
+			continue
+		}
 		c = append(c, fmt.Sprintf("%.2f", medians), fmt.Sprintf("%.2f (%.2f to %.2f)", rounds.median, rounds.low, rounds.high))
 		v, of := medians, ""
 		if l.row.share {
@@ -98,11 +102,18 @@ func number(v float64) string {
 }
 
 func costTable(w io.Writer, lines []line) {
-	head := append([]string{"CPU of server and kernel"}, serverNames()...)
+	head := append([]string{"CPU of server and kernel (server alone)"}, serverNames()...)
 	table(w, append(head, "ratio", "must", "aim", "met", "p50, p99 us", "best other's", "read from devices / served", "best other's")...)
 	for _, l := range lines {
 		ratio, _ := l.ratio(sample.cpu)
 		c := append([]string{l.title()}, servers(l, sample.cpu, l.row.cpuText)...)
+		for i, alone := range servers(l, sample.serverCPU, l.row.cpuText) {
+			c[i+1] += " (" + strings.Fields(alone)[0] + ")"
+		}
+		if l.best() == "" {
+			cells(w, c...)
+			continue
+		}
 		c = append(c, fmt.Sprintf("%.2f", ratio), number(l.row.cpuMust), number(l.row.cpuAim), mark(ratio, l.row.cpuMust, l.row.cpuAim, true))
 		us, them := contenders()[0].name, l.best()
 		cells(w, append(c, l.latency(us), l.latency(them), l.fromDevices(us), l.fromDevices(them))...)
