@@ -43,7 +43,7 @@ func (b *bench) scenario(ctx context.Context, s scenario, rounds int, seed uint6
 			return fmt.Errorf("%s: %w", s.name, err)
 		}
 		f.slow = s.rate
-		defer t.close() //nolint:errcheck // the devices go with their limits
+		defer func() { err = errors.Join(err, t.close()) }() // a limit outlives the device's image
 	}
 	rng := rand.New(rand.NewPCG(seed, 3))
 	for round := range rounds {
