@@ -108,7 +108,9 @@ func costTable(w io.Writer, lines []line) {
 		ratio, _ := l.ratio(sample.cpu)
 		c := append([]string{l.title()}, servers(l, sample.cpu, l.row.cpuText)...)
 		for i, alone := range servers(l, sample.serverCPU, l.row.cpuText) {
-			c[i+1] += " (" + strings.Fields(alone)[0] + ")"
+			if alone != "-" {
+				c[i+1] += " (" + strings.Fields(alone)[0] + ")"
+			}
 		}
 		if l.best() == "" {
 			cells(w, c...)
