@@ -61,6 +61,8 @@ func TestURI(t *testing.T) {
 		"nbd://[fe80::1%25eth0]/v%6d1":        "nbd://[fe80::1%25eth0]:10809/vm1",
 		"nbd+unix:///v+m?x=y&socket=/run/a+b": "nbd+unix:///v%2Bm?socket=/run/a%2Bb",
 		"nbd+unix://?socket=s%0a":             "nbd+unix:///?socket=s%0A",
+		"nbds://h/a?tls-verify-peer=false&tls-hostname=x%26y&tls-certificates=/p%2Fq&tls-type=x509": "nbds://h:10809/a?tls-certificates=/p/q&tls-hostname=x%26y&tls-verify-peer=0",
+		"nbds+unix:///a?tls-certificates=p+q&socket=/s":                                             "nbds+unix:///a?socket=/s&tls-certificates=p%2Bq",
 	} {
 		first, err := nbdclient.ParseURI(in)
 		if err != nil {

@@ -67,13 +67,17 @@ type Listed struct {
 
 // session is a connection during the handshake.
 type session struct {
-	conn net.Conn
+	conn net.Conn // under TLS once that is on
 	in   *bufio.Reader
 	stop func() bool // ends the watch over the context
 }
 
-// open connects and exchanges the greeting. Until settle, ctx's end ends the connection.
+// open connects, exchanges the greeting, and turns TLS on where t has it. Until stop, ctx's end ends the connection.
 func open(ctx context.Context, t Target) (*session, error) {
+	config, err := t.TLSConfig()
+	if err != nil {
+		return nil, err
+	}
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, t.Network, t.Address)
 	if err != nil {
@@ -81,7 +85,11 @@ func open(ctx context.Context, t Target) (*session, error) {
 	}
 	s := &session{conn: conn, in: bufio.NewReaderSize(conn, readBuffer)}
 	s.stop = context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	if err := s.greet(); err != nil {
+	err = s.greet()
+	if err == nil && config != nil {
+		err = s.startTLS(ctx, config)
+	}
+	if err != nil {
 		return nil, s.abandon(ctx, err)
 	}
 	return s, nil
@@ -109,7 +117,7 @@ func (s *session) greet() error {
 		return errors.Join(ErrProtocol, err)
 	}
 	if flags&nbdwire.FlagFixedNewstyle == 0 {
-		return fmt.Errorf("%w: not a fixed newstyle server", ErrProtocol)
+		return fmt.Errorf("%w: not a fixed newstyle server", ErrProtocol) // and so one without TLS
 	}
 	answer := uint32(flags & (nbdwire.FlagFixedNewstyle | nbdwire.FlagNoZeroes))
 	_, err = s.conn.Write(nbdwire.AppendClientFlags(nil, answer))
