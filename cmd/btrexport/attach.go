@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +18,7 @@ const maxWait = 24 * time.Hour
 // attachFlags are the flags of attach as they were given.
 type attachFlags struct {
 	kernelnbd.Options
+	tlsFlags
 	reconnect bool
 }
 
@@ -33,9 +33,12 @@ func (a *app) attachCommand() *cobra.Command {
 			"A request that gets no answer for --timeout counts its connection as dead. While all are dead, requests wait for --dead-conn-timeout and then fail. " +
 			"With --reconnect attach stays, and replaces dead connections when the server answers again, until the device is detached; " +
 			"a signal ends attach and leaves the device attached.\n\n" +
-			"The kernel speaks no TLS: nbds:// is refused. Do not swap on a device whose server runs on the same host.\n\n" + exitHelp,
+			"The kernel speaks no TLS. With nbds:// a process of this program relays between it and the server: with --reconnect it is attach itself, which " +
+			"must not end then; else one in the background, whose process id is logged, and which ends when the device is detached or its connections die.\n\n" +
+			"Do not swap on a device whose server runs on the same host, nor on one that is relayed.\n\n" + exitHelp,
 		Example: "  btrexport attach nbd://192.0.2.7/vm1 /dev/nbd0\n" +
-			"  btrexport attach --connections 4 'nbd+unix:///vm1?socket=/run/btrexport/nbd.sock' /dev/nbd\n  btrexport detach /dev/nbd0",
+			"  btrexport attach --connections 4 'nbd+unix:///vm1?socket=/run/btrexport/nbd.sock' /dev/nbd\n" +
+			"  btrexport attach 'nbds://vmhost/vm1?tls-certificates=/etc/btrexport/pki' /dev/nbd0\n  btrexport detach /dev/nbd0",
 		Args: arguments(2, 2, "NBD-URI and /dev/nbdN"),
 	}
 	p := cmd.Flags()
@@ -45,12 +48,13 @@ func (a *app) attachCommand() *cobra.Command {
 	p.DurationVar(&f.Timeout, "timeout", 30*time.Second, "how long a request may take, in whole seconds")
 	p.DurationVar(&f.DeadConn, "dead-conn-timeout", 60*time.Second, "how long requests wait for a new connection, in whole seconds; 0s: not at all")
 	p.BoolVar(&f.reconnect, "reconnect", false, "stay, and replace connections that die")
+	f.tlsFlags.add(cmd)
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if err := f.check(); err != nil {
 			return err
 		}
-		t, err := attachTarget(args[0])
+		t, err := f.target(args[0], uriForms)
 		if err != nil {
 			return err
 		}
@@ -74,18 +78,6 @@ func (f *attachFlags) check() error {
 	return nil
 }
 
-// attachTarget parses a URI. The forms with TLS are refused, whatever our own client can do with them.
-func attachTarget(uri string) (nbdclient.Target, error) {
-	if strings.HasPrefix(uri, "nbds:") || strings.HasPrefix(uri, "nbds+unix:") {
-		return nbdclient.Target{}, usagef("attach %s: %w", uri, kernelnbd.ErrTLS)
-	}
-	t, err := nbdclient.ParseURI(uri)
-	if err != nil {
-		return t, usagef("%w (nbd://host:port/NAME or nbd+unix:///NAME?socket=PATH)", err)
-	}
-	return t, nil
-}
-
 func (a *app) attach(ctx context.Context, t nbdclient.Target, device string, f attachFlags) error {
 	var k kernelnbd.Kernel
 	index, err := k.Index(device)
@@ -99,14 +91,29 @@ func (a *app) attach(ctx context.Context, t nbdclient.Target, device string, f a
 		}
 		defer w.Close()
 	}
+	var background *kernelnbd.Background
+	switch {
+	case t.TLS.On && f.reconnect:
+		relays := &kernelnbd.Relays{Stall: f.Timeout}
+		defer relays.Close()
+		f.Dialer = relays
+	case t.TLS.On:
+		background = &kernelnbd.Background{Command: relayCommand(f.Timeout)}
+		f.Dialer = background
+	}
 	d, err := k.Attach(ctx, index, t, f.Options)
 	if err != nil {
 		return err
 	}
+	relay := 0
+	if background != nil {
+		relay = background.PID()
+		a.log.Info("relayed in the background", "device", d.Device, "pid", relay, "already", d.Already)
+	}
 	if d.Info.Size%512 != 0 {
 		a.log.Warn("size is no multiple of 512: the device ends before the last bytes (with btrexport as the server, set round_up: 512)", "device", d.Device, "size", d.Info.Size)
 	}
-	if err := a.printAttached(d, index == kernelnbd.Any); err != nil || !f.reconnect {
+	if err := a.printAttached(d, index == kernelnbd.Any, relay); err != nil || !f.reconnect {
 		return err
 	}
 	a.log.Info("watching", "device", d.Device, "uri", d.Backend)
@@ -114,6 +121,9 @@ func (a *app) attach(ctx context.Context, t nbdclient.Target, device string, f a
 	switch {
 	case err == nil:
 		a.log.Info("detached", "device", d.Device)
+	case ctx.Err() != nil && t.TLS.On:
+		a.log.Warn("stopped watching and relaying: the device stays attached, without connections (run the same attach again)", "device", d.Device)
+		err = nil
 	case ctx.Err() != nil:
 		a.log.Info("stopped watching, the device stays attached", "device", d.Device)
 		err = nil
@@ -129,12 +139,13 @@ type attachedJSON struct {
 	ReadOnly    bool   `json:"read_only"`
 	Connections int    `json:"connections"`
 	Already     bool   `json:"already"`
+	RelayPID    int    `json:"relay_pid,omitempty"` // of the process in the background that relays under TLS
 }
 
 // printAttached prints one line: the device's name alone, for scripts, if the kernel has chosen it.
-func (a *app) printAttached(d *kernelnbd.Attached, chosen bool) error {
+func (a *app) printAttached(d *kernelnbd.Attached, chosen bool, relay int) error {
 	if a.json {
-		return printJSON(a.out, attachedJSON{d.Device, d.Backend, d.Info.Size, d.ReadOnly, d.Connections, d.Already})
+		return printJSON(a.out, attachedJSON{d.Device, d.Backend, d.Info.Size, d.ReadOnly, d.Connections, d.Already, relay})
 	}
 	line := d.Device
 	switch {
@@ -191,6 +202,8 @@ func attachKind(err error) (code int, kind string, ok bool) {
 	switch {
 	case is(kernelnbd.ErrNotDevice):
 		return exitUsage, "device", true
+	case is(nbdclient.ErrCertificates):
+		return exitUsage, "certificate", true
 	case is(kernelnbd.ErrTLS), is(kernelnbd.ErrMultiConn), is(kernelnbd.ErrBlockSize):
 		return exitUsage, "usage", true
 	case errors.As(err, new(*kernelnbd.ConnectError)):

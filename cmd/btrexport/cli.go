@@ -115,10 +115,10 @@ func (a *app) root() *cobra.Command {
 		what, _, _ := strings.Cut(err.Error(), ": strconv.")
 		return fmt.Errorf("%s (see %s --help)", what, cmd.CommandPath())
 	})
-	root.PersistentFlags().StringVar(&a.logLevel, "log-level", "", "what to log: debug, info, warn or error (default: info for serve and attach --reconnect, else warn)")
+	root.PersistentFlags().StringVar(&a.logLevel, "log-level", "", "what to log: debug, info, warn or error (default: info for serve and attach, else warn)")
 	root.PersistentFlags().StringVar(&a.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(a.serveCommand(), a.lsCommand(), a.infoCommand(), a.mapCommand(), a.cpCommand(), a.verifyCommand(), a.subvolumesCommand(),
-		a.sampleCommand(), a.checkConfigCommand(), a.probeCommand(), a.statusCommand(), a.attachCommand(), a.detachCommand(), a.versionCommand())
+		a.sampleCommand(), a.checkConfigCommand(), a.probeCommand(), a.statusCommand(), a.attachCommand(), a.detachCommand(), a.relayCommand(), a.versionCommand())
 	strictDefaults(root)
 	return root
 }
@@ -171,7 +171,7 @@ func (a *app) jsonFlag(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&a.json, "json", a.json, "print JSON, one object per line; errors too")
 }
 
-// setLog makes the logger. serve has told by annotation that it informs, others only warn.
+// setLog makes the logger. serve and attach inform, others only warn.
 func (a *app) setLog(cmd *cobra.Command) error {
 	level := a.logLevel
 	if level == "" {
@@ -185,7 +185,7 @@ func (a *app) setLog(cmd *cobra.Command) error {
 				level = "info"
 			}
 		}
-		if stays, err := cmd.Flags().GetBool("reconnect"); err == nil && stays {
+		if cmd.Flags().Lookup("reconnect") != nil { // attach: what it leaves behind
 			level = "info"
 		}
 	}

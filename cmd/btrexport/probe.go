@@ -26,21 +26,24 @@ const (
 func (a *app) probeCommand() *cobra.Command {
 	var reads int
 	var quick bool
+	var secure tlsFlags
 	cmd := &cobra.Command{
 		Use:   "probe NBD-URI",
 		Short: "Ask any NBD server what it offers, time some reads, hash the export",
 		Long: "probe connects to one export, shows its size, flags, block sizes and metadata contexts, times small reads at random places one by one, " +
 			"then reads the whole export and prints its SHA-256.\n\n" + exitHelp,
-		Example: "  btrexport probe nbd://127.0.0.1/vm1\n  btrexport probe 'nbd+unix:///vm1?socket=/run/btrexport/nbd.sock'",
-		Args:    arguments(1, 1, "one NBD-URI"),
+		Example: "  btrexport probe nbd://127.0.0.1/vm1\n  btrexport probe 'nbd+unix:///vm1?socket=/run/btrexport/nbd.sock'\n" +
+			"  btrexport probe 'nbds://vmhost/vm1?tls-certificates=/etc/btrexport/pki'",
+		Args: arguments(1, 1, "one NBD-URI"),
 	}
 	cmd.Flags().IntVar(&reads, "reads", 1000, "how many small reads to time")
 	cmd.Flags().BoolVar(&quick, "quick", false, "do not read the whole export")
+	secure.add(cmd)
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		t, err := nbdclient.ParseURI(args[0])
+		t, err := secure.target(args[0], uriForms)
 		if err != nil {
-			return usagef("%w (nbd://host:port/NAME or nbd+unix:///NAME?socket=PATH)", err)
+			return err
 		}
 		if reads < 0 {
 			return usagef("--reads %d: is negative (write 0 or more)", reads)
@@ -71,6 +74,7 @@ type probed struct {
 	ReadBytes   int      `json:"read_bytes"` // of each
 	P50         float64  `json:"p50_seconds"`
 	P99         float64  `json:"p99_seconds"`
+	TLS         bool     `json:"tls"`
 	Structured  bool     `json:"structured_replies"`
 	Contexts    []string `json:"meta_contexts,omitempty"`
 	Seconds     float64  `json:"whole_seconds,omitempty"`
@@ -89,7 +93,7 @@ func probe(ctx context.Context, t nbdclient.Target, reads int, whole bool) (*pro
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	i := c.Info()
 	p := &probed{Name: i.Name, Description: i.Description, Size: i.Size, ReadOnly: i.ReadOnly(), MultiConn: i.MultiConn(),
-		Structured: i.Structured, Contexts: i.Contexts,
+		TLS: t.TLS.On, Structured: i.Structured, Contexts: i.Contexts,
 		MinBlock: i.Blocks.Minimum, Preferred: i.Blocks.Preferred, MaxBlock: i.Blocks.Maximum}
 	if err := p.timeReads(c, reads); err != nil {
 		return nil, err
@@ -178,7 +182,11 @@ func (p *probed) print(w io.Writer) error {
 	if p.Name != "" {
 		name = shown(p.Name)
 	}
-	fmt.Fprintf(w, "%s  %s  %s  %s  block %d/%d/%d\n", name, iec(p.Size), access, conns, p.MinBlock, p.Preferred, p.MaxBlock)
+	secure := ""
+	if p.TLS {
+		secure = "  TLS"
+	}
+	fmt.Fprintf(w, "%s  %s  %s  %s  block %d/%d/%d%s\n", name, iec(p.Size), access, conns, p.MinBlock, p.Preferred, p.MaxBlock, secure)
 	if p.Description != "" {
 		fmt.Fprintf(w, "%s\n", shown(p.Description))
 	}

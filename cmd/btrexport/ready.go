@@ -28,6 +28,7 @@ var errNotReady = errors.New("not ready")
 
 func (a *app) statusCommand() *cobra.Command {
 	var timeout time.Duration
+	var secure tlsFlags
 	cmd := &cobra.Command{
 		Use:   "status [NBD-URI | HOST:PORT]",
 		Short: "Is a running server ready: exit status 0 or 1",
@@ -38,6 +39,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Args:    arguments(0, 1, "at most one NBD-URI or HOST:PORT"),
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 5*time.Second, "how long to wait for the answer")
+	secure.add(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if timeout <= 0 {
 			return usagef("--timeout %v: is not positive (write 5s, for example)", timeout)
@@ -46,7 +48,7 @@ func (a *app) statusCommand() *cobra.Command {
 		if len(args) > 0 {
 			where = args[0]
 		}
-		ask, err := asker(where)
+		ask, err := asker(where, &secure)
 		if err != nil {
 			return err
 		}
@@ -62,7 +64,7 @@ func (a *app) statusCommand() *cobra.Command {
 }
 
 // asker says how to ask the server that where names.
-func asker(where string) (func(context.Context) error, error) {
+func asker(where string, secure *tlsFlags) (func(context.Context) error, error) {
 	if path, ok := strings.CutPrefix(where, "unix://"); ok && path != "" {
 		return func(ctx context.Context) error { return askHTTP(ctx, "unix", path) }, nil
 	}
@@ -72,9 +74,9 @@ func asker(where string) (func(context.Context) error, error) {
 		}
 		return func(ctx context.Context) error { return askHTTP(ctx, "tcp", where) }, nil
 	}
-	t, err := nbdclient.ParseURI(where)
+	t, err := secure.target(where, uriForms+"; or HOST:PORT or unix:///PATH of its metrics")
 	if err != nil {
-		return nil, usagef("%w (nbd://host:port/NAME or nbd+unix:///NAME?socket=PATH; or HOST:PORT or unix:///PATH of its metrics)", err)
+		return nil, err
 	}
 	return func(ctx context.Context) error { return askNBD(ctx, t) }, nil
 }

@@ -28,8 +28,8 @@ const (
 )
 
 var (
-	// ErrTLS is a server that wants what the kernel does not speak.
-	ErrTLS = errors.New("the kernel's NBD client speaks no TLS (serve on a unix socket on this host, or forward the port by stunnel, ssh or WireGuard)")
+	// ErrTLS is a server that wants TLS of a client that has not turned it on.
+	ErrTLS = errors.New("the server requires TLS (write nbds:// or nbds+unix://, with x509 certificates)")
 	// ErrMultiConn is a server that does not promise one content on all connections.
 	ErrMultiConn = errors.New("the server does not offer CAN_MULTI_CONN (use --connections 1)")
 	// ErrBlockSize is a server that wants larger requests than a page of the kernel.
@@ -71,6 +71,7 @@ func (e *InUseError) Error() string {
 // Options says how a device is attached. The zero value is one connection and the kernel's own timeouts:
 // then a request to a server that has died can wait for ever.
 type Options struct {
+	Dialer      Dialer        // makes the connections; nil: the kernel gets the sockets themselves, which can't be under TLS
 	Connections int           // 0 means 1
 	ReadOnly    bool          // also if the server would take writes
 	BlockSize   uint32        // bytes of a sector; 0: 512, or the server's smallest if that is more
@@ -117,11 +118,11 @@ func (k *Kernel) attach(ctx context.Context, index int, t nbdclient.Target, o Op
 	if err != nil {
 		return nil, err
 	}
-	d, err := dialSockets(ctx, t, o.Connections)
+	d, err := dialSockets(ctx, t, o)
 	if err != nil {
 		return nil, err
 	}
-	defer d.close()
+	defer closeAll(d.files)
 	s, err := d.setup(index, backend, o)
 	if err != nil {
 		return nil, err
@@ -278,15 +279,28 @@ type sockets struct {
 	info  nbdclient.Info
 }
 
-// dialSockets makes n connections to one export.
-func dialSockets(ctx context.Context, t nbdclient.Target, n int) (*sockets, error) {
+// dialSockets makes the connections to one export.
+func dialSockets(ctx context.Context, t nbdclient.Target, o Options) (*sockets, error) {
+	if o.Dialer == nil {
+		o.Dialer = direct{}
+	}
+	info, files, err := o.Dialer.Dial(ctx, t, o.Connections)
+	if err != nil {
+		return nil, err
+	}
+	return &sockets{files: files, info: info}, nil
+}
+
+// dialEach makes n connections to one export, each by one.
+func dialEach(ctx context.Context, t nbdclient.Target, n int, one func(context.Context, nbdclient.Target) (nbdclient.Info, *os.File, error)) (nbdclient.Info, []*os.File, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, handshakeTime, fmt.Errorf("no answer within %v", handshakeTime))
 	defer cancel()
-	d := &sockets{}
+	var first nbdclient.Info
+	var files []*os.File
 	for range n {
-		info, f, err := nbdclient.HandOff(ctx, t)
+		info, f, err := one(ctx, t)
 		if err == nil {
-			d.files = append(d.files, f)
+			files = append(files, f)
 		}
 		refused := (*nbdclient.OptionError)(nil)
 		switch {
@@ -296,22 +310,16 @@ func dialSockets(ctx context.Context, t nbdclient.Target, n int) (*sockets, erro
 			err = &ConnectError{err}
 		case n > 1 && !info.MultiConn():
 			err = ErrMultiConn
-		case len(d.files) > 1 && (info.Size != d.info.Size || info.Flags != d.info.Flags):
-			err = fmt.Errorf("%w from one connection to the next: %d bytes, then %d", ErrChanged, d.info.Size, info.Size)
+		case len(files) > 1 && (info.Size != first.Size || info.Flags != first.Flags):
+			err = fmt.Errorf("%w from one connection to the next: %d bytes, then %d", ErrChanged, first.Size, info.Size)
 		}
 		if err != nil {
-			d.close()
-			return nil, err
+			closeAll(files)
+			return nbdclient.Info{}, nil, err
 		}
-		d.info = info
+		first = info
 	}
-	return d, nil
-}
-
-func (d *sockets) close() {
-	for _, f := range d.files {
-		_ = f.Close()
-	}
+	return first, files, nil
 }
 
 // kernelFlags are the transmission flags that the kernel knows; READ_ONLY is bit 1 of them.
@@ -339,13 +347,16 @@ func (d *sockets) setup(index int, backend string, o Options) (setup, error) {
 	return s, nil
 }
 
-// absolute makes a socket's path independent of where we stand.
+// absolute makes the paths of a target independent of where we stand.
 func absolute(t nbdclient.Target) (nbdclient.Target, error) {
-	var err error
+	var err, e error
 	if t.Network == "unix" {
 		t.Address, err = filepath.Abs(t.Address)
 	}
-	return t, err
+	if t.TLS.Certificates != "" {
+		t.TLS.Certificates, e = filepath.Abs(t.TLS.Certificates)
+	}
+	return t, errors.Join(err, e)
 }
 
 // identifier is what stands in sysfs for the backend of a device: its URI, or the hash of one that is too long.

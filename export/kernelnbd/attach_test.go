@@ -44,17 +44,20 @@ func (m memory) Extents(_ context.Context, off, end uint64, _ bool, list []expor
 type server struct {
 	t      *testing.T
 	path   string
+	tls    export.TLS
 	stop   func()
 	target nbdclient.Target
 }
 
-func newServer(t *testing.T) *server {
+func newServer(t *testing.T) *server { return newServerUnder(t, export.TLS{}) }
+
+func newServerUnder(t *testing.T, l export.TLS) *server {
 	dir, err := os.MkdirTemp("", "nbd")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	s := &server{t: t, path: filepath.Join(dir, "s")}
+	s := &server{t: t, path: filepath.Join(dir, "s"), tls: l}
 	s.target = nbdclient.Target{Network: "unix", Address: s.path, Export: "vm1"}
 	s.start(1000)
 	t.Cleanup(func() { s.stop() })
@@ -62,7 +65,7 @@ func newServer(t *testing.T) *server {
 }
 
 func (s *server) start(size int) {
-	nbd, err := export.NewServer(export.Options{Exports: []export.Export{
+	nbd, err := export.NewServer(export.Options{TLS: s.tls, Exports: []export.Export{
 		{Name: "vm1", File: memory(bytes.Repeat([]byte("0123456789"), size/10))}, {Name: "vm2", File: make(memory, 4096)}}})
 	if err != nil {
 		s.t.Fatal(err)

@@ -20,7 +20,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if text := os.Getenv(relayEnv); text != "" { // this binary is a relay that a test has started
+		os.Exit(runRelay(text))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // fakeFamily is the number that the fake kernel gives to the family "nbd".
 const fakeFamily = 27

@@ -70,8 +70,9 @@ exports:
 	s := serve(t, "-c", file, "-l", "tcp://127.0.0.1:"+port)
 	clients := strings.ReplaceAll(recipe(t, "sh", 1), "nbds://localhost/", "nbds://localhost:"+port+"/")
 	clients = strings.ReplaceAll(clients, "10809", port)
+	clients = strings.ReplaceAll(clients, "btrexport probe", program(t, plainBinary)+" probe")
 	out, err := inDir(ctx, dir, clients)
-	if err != nil || strings.Count(out, "16777216")+strings.Count(out, "16 MiB") < 2 {
+	if err != nil || strings.Count(out, "export-size: 16777216") != 1 || strings.Count(out, "(16777216 bytes)") != 1 || !strings.Contains(out, "vm1  16 MiB  read-only") {
 		t.Fatalf("%v\n%s\n%s", err, out, s.logged())
 	}
 	uri := func(name string) string {
