@@ -2,6 +2,7 @@ package export
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"net"
 	"net/netip"
 	"slices"
@@ -46,6 +47,9 @@ type peer struct {
 	uid   uint32
 	gids  []uint32 // the primary group first
 	names []string // of a verified certificate; after STARTTLS only
+
+	chain     []*x509.Certificate // what it has shown under TLS, its own first; may be empty
+	checkedBy *tls.Config         // by which chain was verified
 }
 
 // network is what counts as one address: all of IPv4's, and of IPv6's the half that a site's hosts share.
@@ -100,13 +104,17 @@ func peerGroups(fd int) []uint32 {
 	return nil
 }
 
-// certificateNames are the names that a client's certificate proves: the common name and the
-// subject alternative names. The certificate was verified; without one there are none.
-func certificateNames(s tls.ConnectionState) []string {
-	if len(s.VerifiedChains) == 0 {
-		return nil
+// secured notes what a handshake of TLS has found out.
+func (p *peer) secured(s tls.ConnectionState, by *tls.Config) {
+	p.chain, p.checkedBy, p.names = s.PeerCertificates, by, nil
+	if len(s.VerifiedChains) > 0 {
+		p.names = certificateNames(s.PeerCertificates[0])
 	}
-	leaf := s.VerifiedChains[0][0]
+}
+
+// certificateNames are the names that a verified certificate proves: the common name and the
+// subject alternative names.
+func certificateNames(leaf *x509.Certificate) []string {
 	names := append([]string{leaf.Subject.CommonName}, leaf.DNSNames...)
 	names = append(names, leaf.EmailAddresses...)
 	for _, ip := range leaf.IPAddresses {

@@ -217,7 +217,9 @@ func (s *Server) enlist(c *client, t *transmission) {
 	defer s.mu.Unlock()
 	s.serving[t] = c
 	terms := s.terms.Load()
-	if s.draining.Load() || !terms.keep(c) {
+	if why := terms.refuses(c); why != nil {
+		t.dismiss(why)
+	} else if s.draining.Load() {
 		t.drain()
 	}
 	c.idle.set(t, terms.limits.Idle)

@@ -328,7 +328,7 @@ func (n *negotiation) upgrade() error {
 		return fmt.Errorf("TLS handshake: %w", err)
 	}
 	n.conn, n.secure, n.agreed = conn, true, agreed{}
-	n.peer.names = certificateNames(conn.ConnectionState())
+	n.peer.secured(conn.ConnectionState(), n.terms.tls.Config)
 	n.in = bufio.NewReaderSize(conn, handshakeBuffer)
 	return nil
 }

@@ -2,14 +2,18 @@ package export
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
+	"time"
 )
 
 // Update puts other exports, limits and TLS in the place of the present ones, for handshakes that begin
 // from now on. A connection lives on, losing nothing, if its export has the same name, File (by ==) and RoundUp
-// and lets its client in as it is connected. The others drain, as at Shutdown. Of the limits Memory,
-// Floor and Stall stay what they were, and so does Log. An error means that nothing has changed.
+// and lets its client in as it is connected: under TLS the certificate that the client has shown is verified again,
+// against the CAs and the time of now, and the names of a certificate that no CA of now vouches for don't count.
+// The others drain, as at Shutdown, and the log says why. Of the limits Memory, Floor and Stall stay what they were,
+// and so does Log. An error means that nothing has changed.
 func (s *Server) Update(o Options) (*Departure, error) {
 	next, err := newTerms(o, s.log)
 	if err != nil {
@@ -20,23 +24,50 @@ func (s *Server) Update(o Options) (*Departure, error) {
 	s.terms.Store(next)
 	d := &Departure{leaving: make(map[*transmission]*client)}
 	for t, c := range s.serving {
-		if next.keep(c) {
+		why := next.refuses(c)
+		if why == nil {
 			c.idle.set(t, next.limits.Idle)
 			continue
 		}
-		t.drain()
+		t.dismiss(why)
 		d.leaving[t] = c
 	}
 	return d, nil
 }
 
-// keep tells whether a connection may go on under these terms.
-func (t *terms) keep(c *client) bool {
+// Why connections leave.
+var (
+	errOtherExport = errors.New("its export is gone or another one")
+	errNoAccess    = errors.New("no rule of the export's access list fits it any more")
+	errInTheClear  = errors.New("its export requires TLS")
+)
+
+// refuses tells why a connection may not go on under these terms; nil: it may.
+func (t *terms) refuses(c *client) error {
 	e := t.exports.byName[c.export.Name]
 	if e == nil || e != c.export && (!sameFile(e.File, c.export.File) || e.RoundUp != c.export.RoundUp) {
-		return false
+		return errOtherExport
 	}
-	return e.Allow.admits(&c.peer) && (c.secure || !e.secret)
+	if e.secret && !c.secure {
+		return errInTheClear
+	}
+	now := c.peer
+	if c.secure && now.checkedBy != t.tls.Config {
+		var err error
+		if now.names, err = t.tls.verify(now.chain, time.Now()); err != nil {
+			return err
+		}
+	}
+	if !e.Allow.admits(&now) {
+		return errNoAccess
+	}
+	return nil
+}
+
+// dismiss drains a connection that may not go on.
+func (t *transmission) dismiss(why error) {
+	t.log.Info("client is to leave", "why", why)
+	t.drain()
 }
 
 // InUse tells whether a client has chosen an export of f, compared as Update does, and has not left yet.

@@ -3,6 +3,9 @@ package export
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -147,6 +150,105 @@ func TestUpdateEnds(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestUpdateTLS: a client under TLS lives on as long as a handshake of now would let it in, and others are not asked.
+func TestUpdateTLS(t *testing.T) {
+	data := pattern()[:4096]
+	f := &fakeFile{data: data}
+	a, other := newAuthority(t), newAuthority(t)
+	bundle := func() *tls.Config {
+		b, err := os.ReadFile(other.path("ca-cert.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		mine, err := os.ReadFile(a.path("ca-cert.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.server(false)
+		a.write("bundle.pem", append(b, mine...))
+		c, err := NewTLSConfig(a.path("server-cert.pem"), a.path("server-key.pem"), a.path("bundle.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	names := func(list ...string) Access { return Access{Names: list} }
+	uid := Access{Names: []string{"nobody"}, UIDs: []uint32{uint32(os.Getuid())}}
+	for _, tc := range []struct {
+		name   string
+		before *tls.Config
+		next   *tls.Config
+		mode   TLSMode
+		allow  Access
+		why    string // "": it lives on
+	}{
+		{"the same files, read again", a.server(true), a.server(true), TLSRequire, names("vm-host-1"), ""},
+		{"another CA", a.server(true), other.server(true), TLSRequire, Access{}, "its certificate: x509: certificate signed by unknown authority"},
+		{"another CA besides", a.server(true), bundle(), TLSRequire, names("vm-host-1"), ""},
+		{"no CA", a.server(true), a.server(false), TLSRequire, Access{}, ""},
+		{"no CA, and a name that nobody vouches for", a.server(true), a.server(false), TLSRequire, names("vm-host-1"), "no rule"},
+		{"a CA, and it has shown nothing", a.server(false), a.server(true), TLSAllow, Access{}, "no certificate"},
+		{"names without it", a.server(true), a.server(true), TLSRequire, names("vm-host-10", "vm-host"), "no rule"},
+		{"names without it, and its user", a.server(true), a.server(true), TLSRequire, uid, ""},
+		{"TLS off", a.server(true), nil, TLSOff, Access{}, ""},
+		{"TLS off, and a name", a.server(true), nil, TLSOff, names("vm-host-1"), "no rule"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			fx := start(t, Options{Exports: oneExport(f), TLS: TLS{Mode: TLSAllow, Config: tc.before}})
+			var cert *x509.Certificate
+			if tc.before.ClientCAs != nil {
+				cert = &x509.Certificate{Subject: pkix.Name{CommonName: "vm-host-1"}}
+			}
+			config := a.client(cert)
+			c, choosing := fx.greeted(), fx.greeted()
+			for _, c := range []*rawConn{c, choosing} {
+				c.startTLS(config)
+			}
+			c.choose("disk")
+			c.alive(data)
+			clear := fx.ready("disk")
+			e := Export{Name: "disk", File: f, Allow: tc.allow, TLS: TLSAllow}
+			leaving := 0
+			if tc.why != "" {
+				leaving++
+			}
+			if !tc.allow.open() && len(tc.allow.UIDs) == 0 {
+				leaving++ // who is in the clear has no name
+			}
+			if d := fx.update(Options{Exports: []Export{e}, TLS: TLS{Mode: tc.mode, Config: tc.next}}); d.Len() != leaving {
+				t.Fatalf("%d clients leave, want %d: %s", d.Len(), leaving, fx.log)
+			}
+			choosing.choose("disk") // its handshake began under the old terms
+			if tc.why == "" {
+				c.alive(data)
+				choosing.alive(data)
+			} else {
+				c.wantClosed()
+				choosing.wantClosed()
+				if n := strings.Count(fx.log.String(), tc.why); n < 2 {
+					t.Errorf("the log has %q %d times, want it for both:\n%s", tc.why, n, fx.log)
+				}
+			}
+			if tc.allow.open() {
+				clear.alive(data)
+			}
+		})
+	}
+	// A certificate that has expired is refused at the next reload.
+	cert, _ := a.sign("late", &x509.Certificate{Subject: pkix.Name{CommonName: "late"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	l := TLS{Config: a.server(true)}
+	if names, err := l.verify([]*x509.Certificate{cert}, time.Now()); err != nil || names[0] != "late" {
+		t.Errorf("now: %v %v", names, err)
+	}
+	if _, err := l.verify([]*x509.Certificate{cert}, time.Now().Add(2*time.Hour)); err == nil || !strings.Contains(err.Error(), "expired") {
+		t.Errorf("in two hours: %v, want that it has expired", err)
+	}
+	server, _ := a.sign("wrong", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	if _, err := l.verify([]*x509.Certificate{server}, time.Now()); err == nil {
+		t.Error("a server's certificate is taken for a client's")
 	}
 }
 

@@ -36,7 +36,7 @@ import (
 
 // trustCommands are the words of scripts about certificates, reloads and passed sockets.
 func trustCommands() map[string]func(*testscript.TestScript, bool, []string) {
-	var r readers
+	r := &readerSet{of: make(map[string]*readers)}
 	var p passing
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"certs":        cmdCerts,
@@ -45,8 +45,8 @@ func trustCommands() map[string]func(*testscript.TestScript, bool, []string) {
 		"mode":         cmdMode,
 		"overtls":      cmdOverTLS,
 		"until":        cmdUntil,
-		"reading":      r.cmdReading,
-		"stillreading": r.cmdStillReading,
+		"reading":      func(ts *testscript.TestScript, _ bool, args []string) { r.find(ts).cmdReading(ts, args) },
+		"stillreading": func(ts *testscript.TestScript, _ bool, _ []string) { r.find(ts).cmdStillReading(ts) },
 		"storm":        cmdStorm,
 		"session":      cmdSession,
 		"answered":     cmdAnswered,
@@ -206,6 +206,22 @@ func cmdUntil(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
+// readerSet are the readers of scripts that run side by side.
+type readerSet struct {
+	mu sync.Mutex
+	of map[string]*readers // guarded by mu; by the script's directory
+}
+
+func (s *readerSet) find(ts *testscript.TestScript) *readers {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	dir := ts.Getenv("WORK")
+	if s.of[dir] == nil {
+		s.of[dir] = new(readers)
+	}
+	return s.of[dir]
+}
+
 // readers read one export until the script ends.
 type readers struct {
 	mu    sync.Mutex
@@ -214,7 +230,7 @@ type readers struct {
 }
 
 // reading URI starts four clients that read at random and compare.
-func (r *readers) cmdReading(ts *testscript.TestScript, _ bool, args []string) {
+func (r *readers) cmdReading(ts *testscript.TestScript, args []string) {
 	t, err := nbdclient.ParseURI(args[0])
 	ts.Check(err)
 	t.Address = ts.MkAbs(t.Address)
@@ -262,7 +278,7 @@ func (r *readers) read(c *nbdclient.Client, want []byte, seed int64, stop chan s
 }
 
 // stillreading waits for more reads, and for none that failed.
-func (r *readers) cmdStillReading(ts *testscript.TestScript, _ bool, _ []string) {
+func (r *readers) cmdStillReading(ts *testscript.TestScript) {
 	begin := r.count.Load()
 	for end := time.Now().Add(patience); r.count.Load() < begin+20; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
