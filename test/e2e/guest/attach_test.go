@@ -3,9 +3,12 @@
 package guest
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
+	"github.com/btrexport/btrexport/export/tlstest"
 	"github.com/btrexport/btrexport/fsread/fsreadtest"
 )
 
@@ -54,5 +57,57 @@ func TestAttach(t *testing.T) {
 	}
 	if !strings.Contains(got["file"], "ext4") {
 		t.Errorf("the file in the ext4 holds %q", got["file"])
+	}
+}
+
+// TestAttachTLS: in a guest, attach puts an export at /dev/nbd0 that only clients under TLS with a certificate get. Its
+// relay stays behind in the background and goes with the device; a server that is killed means errors, and attached
+// again, or with --reconnect, reads go on. testdata/attachtls.sh is the guest's side.
+func TestAttachTLS(t *testing.T) {
+	need(t)
+	ctx := bounded(t)
+	m, err := fsreadtest.ReadManifest("../../../cmd/btrexport/sample", "sample")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := fileSum(t, m, "@images/vm1.raw")
+	dir, pki := t.TempDir(), tlstest.PKI(t)
+	must(ctx, t, program(t), "sample", dir)
+	config := fmt.Sprintf(`
+tls: {mode: require, certificate: %[1]s/server-cert.pem, key: %[1]s/server-key.pem, client_ca: %[1]s/ca-cert.pem}
+filesystems:
+  - {name: demo, devices: [%[2]s/disk0.img, %[2]s/disk1.img]}
+exports:
+  - {name: vm1, subvol: "@images", path: /vm1.raw, allow: ["name:vm-host-1"]}
+  - {name: other, subvol: "@images", path: /plain.raw, allow: ["name:vm-host-10"]}
+`, pki, dir)
+	if err := os.WriteFile(dir+"/c.yaml", []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := newServer(t, "-c", dir+"/c.yaml")
+
+	r := newTree(t, "attachtls.sh")
+	r.add(t, "bin/btrexport", program(t))
+	for _, name := range []string{"ca-cert.pem", "client-cert.pem", "client-key.pem"} {
+		r.add(t, "pki/"+name, pki+"/"+name)
+	}
+	r.files["uri"] = []byte("nbds://10.0.2.2:" + s.Port + "/")
+	uri := "nbds://10.0.2.2:" + s.Port + "/vm1?tls-certificates=/pki&tls-hostname=localhost"
+	got := boot(ctx, t, r.write(t), map[string]func(){"kill": s.kill, "start": s.start}, network()...)
+
+	const sectors = "32768" // of 512 bytes
+	got.check(t, map[string]string{
+		"probe": sum, "attach": "/dev/nbd0: attached  16 MiB  read-only  " + uri, "size": sectors, "ro": "1", "sum": sum, "parallel": strings.TrimSpace(strings.Repeat(sum+" ", 4)),
+		"relays": "1", "stdio": "/dev/null /dev/null /dev/null", "log": "1", "write": "1",
+		"again": "/dev/nbd0: already attached to " + uri, "again-relays": "1", "again-sum": sum,
+		"detach": "/dev/nbd0: detached", "detach-relays": "0",
+		"refused-relays": "0", "dead": "failed", "dead-relays": "0", "renewed": "/dev/nbd0: already attached to " + uri, "renewed-sum": sum,
+		"alive": sum, "reconnect-relays": "0", "restart": strings.Repeat(sum+" ", 3) + "0", "watcher": "0", "end": "",
+	})
+	if want := "btrexport: attach /dev/nbd1: "; !strings.HasPrefix(got["refused"], want) || !strings.Contains(got["refused"], "other") || !strings.HasSuffix(got["refused"], " 1") {
+		t.Errorf("an export of others: %q", got["refused"])
+	}
+	if !strings.Contains(got["stranger"], "certificate") {
+		t.Errorf("without the CA: %q", got["stranger"])
 	}
 }
