@@ -327,7 +327,7 @@ func TestTLSHandshakeFails(t *testing.T) {
 	c.alive(pattern()[:4096])
 }
 
-// TestTLSReads: many sizes in flight at once, every byte, both versions of TLS, and close_notify at the end.
+// TestTLSReads: many sizes in flight at once, every byte, both versions of TLS.
 func TestTLSReads(t *testing.T) {
 	data := pattern()
 	fx, a := startRequired(t, &fakeFile{data: data, async: true})
@@ -354,8 +354,8 @@ func TestTLSReads(t *testing.T) {
 				t.Fatalf("%#x: read %+v: errno %d or wrong bytes", version, s, errno)
 			}
 		}
-		if _, err := c.Read(make([]byte, 1)); err != io.EOF { // without close_notify: ErrUnexpectedEOF
-			t.Errorf("%#x: end: %v, want an orderly one", version, err)
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%#x: end: %v", version, err)
 		}
 	}
 }
@@ -512,6 +512,27 @@ func TestTLSForgets(t *testing.T) {
 	c.alive(data) // by a simple reply
 	c.put(requestBytes(7, 0, 1, 0, 4096))
 	c.wantAnswer(1, 22, nil)
+}
+
+// TestTLSForgetsHeaders: nor do extended headers count, or what was chosen with them.
+func TestTLSForgetsHeaders(t *testing.T) {
+	data := pattern()[:1<<20]
+	a := newAuthority(t)
+	fx := start(t, Options{Exports: oneExport(&fakeFile{data: data}), TLS: TLS{Mode: TLSAllow, Config: a.server(false)}})
+	c := fx.greeted()
+	c.option(optEH, nil)
+	c.reply(optEH, repAck)
+	c.startTLS(a.client(nil))
+	c.option(optSR, nil)
+	c.reply(optSR, repAck) // after EH it would be refused
+	if got := c.meta(optSetMeta, "disk", base); len(got) != 1 {
+		t.Errorf("contexts %v", got)
+	}
+	c.choose("disk")
+	c.put(readRequest(7, 512, 64)) // of 28 bytes, answered in chunks
+	if list := c.parts(7); len(list) != 1 || !bytes.Equal(list[0].data, data[512:576]) {
+		t.Errorf("reply %+v", list)
+	}
 }
 
 // TestHiddenMeta: metadata contexts tell no more of an export than GO does.
