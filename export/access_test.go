@@ -10,6 +10,9 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"unicode"
+
+	"github.com/btrexport/btrexport/export/nbdwire"
 )
 
 func networks(list ...string) (all []netip.Prefix) {
@@ -195,4 +198,21 @@ func TestAccessNames(t *testing.T) {
 		return c
 	}, "named", "all mine")
 	fx.ready("mine").alive(data)
+}
+
+// TestLoggedNames: what a client calls an export can't write lines of its own to the log, nor fill it.
+func TestLoggedNames(t *testing.T) {
+	for _, name := range []string{"a\nlevel=ERROR msg=forged", "\x1b[2J\x07", "a\x00b", "\xff\xfe", "\u202ereversed", strings.Repeat("x", nbdwire.MaxString), strings.Repeat("\x01", nbdwire.MaxString)} {
+		fx := start(t, Options{Exports: oneExport(&fakeFile{data: make([]byte, 512)})})
+		c := fx.greeted()
+		c.option(nbdwire.OptExportName, []byte(name))
+		c.wantClosed()
+		waitFor(t, "the log", func() bool { return strings.HasSuffix(fx.log.String(), "\n") })
+		got := fx.log.String()
+		line, rest, _ := strings.Cut(got, "\n")
+		if rest != "" || len(line) > 1024 || !strings.Contains(line, `msg="client closed in the handshake"`) ||
+			strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Errorf("%.40q: the log is %q", name, got)
+		}
+	}
 }

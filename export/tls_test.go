@@ -25,6 +25,7 @@ import (
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
 	"github.com/btrexport/btrexport/export/nbdwire"
+	"github.com/btrexport/btrexport/export/tlstest"
 )
 
 const (
@@ -547,3 +548,55 @@ func TestHiddenMeta(t *testing.T) {
 		c.reply(id, repUnknown)
 	}
 }
+
+// secureSession is a connection under TLS past its handshake.
+func secureSession(tb testing.TB, f File) (io.ReadWriter, func()) {
+	tb.Helper()
+	pki := tlstest.PKI(tb)
+	config, err := NewTLSConfig(pki+"/server-cert.pem", pki+"/server-key.pem", "")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	server, err := NewServer(Options{Exports: []Export{{Name: "d", File: f}}, TLS: TLS{Mode: TLSRequire, Config: config}})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	near, far := socketPair(tb)
+	go func() { _ = server.ServeConn(far, nil) }()
+	if _, err := near.Write(nbdwire.AppendOption(nbdwire.AppendClientFlags(nil, 3), optStartTLS, nil)); err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := io.ReadFull(near, make([]byte, nbdwire.GreetingLen+nbdwire.OptionReplyLen)); err != nil {
+		tb.Fatal(err)
+	}
+	conn := tls.Client(near, &tls.Config{InsecureSkipVerify: true})
+	if _, err := conn.Write(nbdwire.AppendOption(nil, 1, []byte("d"))); err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 10)); err != nil {
+		tb.Fatal(err)
+	}
+	return conn, func() { _ = near.Close(); _ = server.Shutdown(context.Background()) }
+}
+
+// benchmarkTLS is benchmark under TLS; both ends of it take their part of the time.
+func benchmarkTLS(b *testing.B, depth, length int) {
+	conn, end := secureSession(b, &memory{data: pattern()})
+	defer end()
+	requests := bytes.Repeat(readRequest(1, 4096, uint32(length)), depth)
+	replies := make([]byte, depth*(nbdwire.SimpleReplyLen+length))
+	b.SetBytes(int64(depth * length))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := conn.Write(requests); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, replies); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkTLSRead4KQD1(b *testing.B)    { benchmarkTLS(b, 1, 4096) }
+func BenchmarkTLSRead4KQD32(b *testing.B)   { benchmarkTLS(b, 32, 4096) }
+func BenchmarkTLSRead256KQD16(b *testing.B) { benchmarkTLS(b, 16, 256<<10) }

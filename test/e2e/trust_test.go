@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // nobody is a user and a group of clients that this machine need not know.
@@ -104,6 +106,79 @@ exports:
 		if out, err := exec.CommandContext(ctx, "nbdinfo", args...).CombinedOutput(); err == nil {
 			t.Errorf("%s: nbdinfo succeeds: %s", name, out)
 		}
+	}
+}
+
+// TestForeignTLSServers: our own client reads from nbdkit and qemu-nbd under TLS, by TCP and unix sockets, with a
+// certificate; and gets nothing, nor goes on without TLS, where it or the server is not what it must be.
+func TestForeignTLSServers(t *testing.T) {
+	need(t, "openssl", "nbdkit", "qemu-nbd")
+	ctx, dir := bounded(t), shortDir(t, "")
+	if out, err := inDir(ctx, dir, recipe(t, "sh", 0)); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	content := make([]byte, 3<<20+512)
+	rng := chance(t)
+	for i := range content {
+		content[i] = byte(rng.Uint32())
+	}
+	if err := os.WriteFile(dir+"/disk", content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	sum := fmt.Sprintf("%x", sha256.Sum256(content))
+	port, binary, pki := strconv.Itoa(freePort(ctx, t)), program(t, plainBinary), dir+"/pki"
+	creds := "tls-creds-x509,id=t,endpoint=server,verify-peer=on,dir=" + pki
+	for _, tc := range []struct {
+		name, uri string // without parameters
+		server    []string
+	}{
+		{"nbdkit", "nbds://localhost:" + port + "/?", []string{"nbdkit", "-f", "-r", "-i", "127.0.0.1", "-p", port, "--tls=require", "--tls-certificates=" + pki, "--tls-verify-peer", "file", dir + "/disk"}},
+		{"nbdkit, unix", "nbds+unix:///?socket=" + dir + "/k&", []string{"nbdkit", "-f", "-r", "-U", dir + "/k", "--tls=require", "--tls-certificates=" + pki, "--tls-verify-peer", "file", dir + "/disk"}},
+		{"qemu-nbd", "nbds://localhost:" + port + "/vm1?", []string{"qemu-nbd", "-t", "-r", "-f", "raw", "-x", "vm1", "-b", "127.0.0.1", "-p", port, "--object", creds, "--tls-creds", "t", dir + "/disk"}},
+		{"qemu-nbd, unix", "nbds+unix:///vm1?socket=" + dir + "/q&", []string{"qemu-nbd", "-t", "-r", "-f", "raw", "-x", "vm1", "-k", dir + "/q", "--object", creds, "--tls-creds", "t", dir + "/disk"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			server := exec.CommandContext(ctx, tc.server[0], tc.server[1:]...)
+			server.Stderr = t.Output()
+			if err := server.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = server.Process.Kill(); _ = server.Wait() }() // it was killed
+			good := tc.uri + "tls-certificates=" + pki
+			for range 500 {
+				if run(ctx, t, binary, "status", good).status == 0 {
+					break
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+			if out := must(ctx, t, binary, "probe", "--reads", "10", good); !strings.Contains(out, "sha256 "+sum) || !strings.Contains(out, "  TLS\n") {
+				t.Errorf("probe: %s", out)
+			}
+			for name, uri := range map[string]string{
+				"no certificate": tc.uri + "tls-certificates=" + onlyCA(t, dir),
+				"another name":   good + "&tls-hostname=vm-host-9",
+				"system's CAs":   strings.TrimRight(tc.uri, "?&"),
+				"without TLS":    strings.TrimRight(strings.Replace(tc.uri, "nbds", "nbd", 1), "?&"),
+			} {
+				if o := run(ctx, t, binary, "probe", "--quick", uri); o.status != 1 || o.out != "" {
+					t.Errorf("%s: %+v", name, o)
+				}
+			}
+		})
+	}
+	plain := exec.CommandContext(ctx, "nbdkit", "-f", "-r", "-U", dir+"/p", "--tls=off", "file", dir+"/disk")
+	if err := plain.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = plain.Process.Kill(); _ = plain.Wait() }() // it was killed
+	for range 500 {
+		if run(ctx, t, binary, "status", "nbd+unix://?socket="+dir+"/p").status == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if o := run(ctx, t, binary, "probe", "nbds+unix:///?socket="+dir+"/p&tls-verify-peer=0"); o.status != 1 || !strings.Contains(o.errOut, "the server refuses TLS") {
+		t.Errorf("a server without TLS: %+v", o)
 	}
 }
 
