@@ -232,7 +232,7 @@ func (m *meter) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestTLSByteCut closes, or resets, after every byte that a client sends in a session under TLS, in the clear, in
+// TestTLSByteCut closes, and resets, after every byte that a client sends in a session under TLS, in the clear, in
 // TLS's handshake with a certificate and behind it, and at some hundred places of what it is sent. The server lives,
 // and no goroutine, nothing lent and no budget is left.
 func TestTLSByteCut(t *testing.T) {
@@ -242,30 +242,38 @@ func TestTLSByteCut(t *testing.T) {
 	fx := start(t, Options{Exports: []Export{{Name: "d", File: f, RoundUp: 4096}}, TLS: TLS{Mode: TLSRequire, Config: a.server(true)}})
 	config := a.client(&x509.Certificate{Subject: pkix.Name{CommonName: "vm-host-1"}})
 	config.CurvePreferences = []tls.CurveID{tls.X25519} // the post-quantum ones send ten times as many bytes
-	dial := func() net.Conn {
-		conn, err := dialUnix(fx.path)
+	addr := fx.startTCP(nil)
+	dial := func(reset bool) net.Conn {
+		network, address := "unix", fx.path
+		if reset {
+			network, address = "tcp", addr // an RST is of TCP's
+		}
+		conn, err := net.Dial(network, address)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return conn
 	}
 	session := extensionSeeds()[0]
-	whole := &meter{Conn: dial()}
+	whole := &meter{Conn: dial(false)}
 	if err := tlsSession(whole, config, session); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("%d bytes sent, %d taken", whole.sent, whole.taken)
+	const signatures = 8 // bytes by which their lengths may differ from one session to the next
 	for n := range whole.sent {
-		if err := tlsSession(&cut{Conn: dial(), sends: n, takes: -1, reset: n%2 == 0}, config, session); err == nil {
-			t.Fatalf("cut at %d: the session went on", n)
+		for _, rst := range []bool{false, true} {
+			if err := tlsSession(&cut{Conn: dial(rst), sends: n, takes: -1, reset: rst}, config, session); err == nil && n < whole.sent-signatures {
+				t.Fatalf("cut at %d: the session went on", n)
+			}
 		}
 	}
 	rng := newRand(chance(t))
 	for i := range 200 {
 		n := 1 + rng.IntN(whole.taken)
-		_ = tlsSession(&cut{Conn: dial(), sends: -1, takes: n, reset: i%2 == 0}, config, session)
+		_ = tlsSession(&cut{Conn: dial(i%2 == 0), sends: -1, takes: n, reset: i%2 == 0}, config, session)
 	}
-	if err := tlsSession(dial(), config, session); err != nil {
+	if err := tlsSession(dial(false), config, session); err != nil {
 		t.Errorf("after it all: %v", err)
 	}
 }
