@@ -210,6 +210,7 @@ func TestUpdateTLS(t *testing.T) {
 			c.choose("disk")
 			c.alive(data)
 			clear := fx.ready("disk")
+			clear.alive(data)
 			e := Export{Name: "disk", File: f, Allow: tc.allow, TLS: TLSAllow}
 			leaving := 0
 			if tc.why != "" {

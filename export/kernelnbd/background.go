@@ -197,8 +197,11 @@ func serveBackground(ctx context.Context, c *net.UnixConn, t nbdclient.Target, n
 		_, _ = c.Read(make([]byte, 1))
 		cancel(errors.New("who started the relay has ended"))
 	}()
-	info, files, err := r.Dial(dial, t, n)
-	err = sendReport(c, info, files, err)
+	info, files, failed := r.Dial(dial, t, n)
+	err := sendReport(c, info, files, failed)
+	if err != nil {
+		err = errors.Join(err, failed)
+	}
 	_ = c.Close()
 	<-asked
 	closeAll(files)
