@@ -207,9 +207,11 @@ func TestTLSRequired(t *testing.T) {
 	} {
 		target := scripted(t, tc.script)
 		target.TLS = nbdclient.TLS{On: true, NoVerify: true}
-		if c, err := nbdclient.Dial(t.Context(), target); !errors.Is(err, tc.is) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		if c, err := nbdclient.Dial(ctx, target); !errors.Is(err, tc.is) {
 			t.Errorf("%s: %v %v, want %v", tc.name, c, err, tc.is)
 		}
+		cancel()
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
