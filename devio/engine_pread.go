@@ -1,11 +1,15 @@
 package devio
 
-import "sync"
+import (
+	"sync"
+	"time"
+)
 
 // preadEngine is a pool of workers that block in preadv, and the list of reads that they take from.
 type preadEngine struct {
 	file    *file          // immutable
 	finish  finishFunc     // immutable
+	told    func(int)      // immutable; told of each read that goes to the kernel
 	size    int            // immutable; number of workers
 	workers sync.WaitGroup // those running
 
@@ -15,8 +19,8 @@ type preadEngine struct {
 	work    sync.Cond
 }
 
-func newPreadEngine(f *file, workers int, finish finishFunc) *preadEngine {
-	e := &preadEngine{file: f, finish: finish, size: workers}
+func newPreadEngine(f *file, workers int, finish finishFunc, told func(int)) *preadEngine {
+	e := &preadEngine{file: f, finish: finish, told: told, size: workers}
 	e.work.L = &e.mu
 	for range workers {
 		e.workers.Go(e.run)
@@ -49,7 +53,8 @@ func (e *preadEngine) run() {
 		if r == nil {
 			return
 		}
-		r.start()
+		r.start(time.Now())
+		e.told(1)
 		n, err := e.file.read(r, &scratch)
 		e.finish(r, n, err)
 	}

@@ -16,6 +16,8 @@ var (
 	ErrKind = errors.New("neither a block device nor a regular file")
 	// ErrWorkers is wrapped by the OpenError of a bad Options.Workers.
 	ErrWorkers = errors.New("number of workers is out of range")
+	// ErrEngine is wrapped by the OpenError of Options.Engine IOUring where io_uring does not work.
+	ErrEngine = errors.New("io_uring can't be used")
 )
 
 // OpenError tells why a device cannot be opened and what its user can do about it.
@@ -42,6 +44,12 @@ type kindError string
 func (k kindError) Error() string { return "is a " + string(k) }
 func (k kindError) Unwrap() error { return ErrKind }
 
+// engineError says why io_uring can't be used.
+type engineError struct{ why error }
+
+func (e *engineError) Error() string   { return fmt.Sprintf("%v: %v", ErrEngine, e.why) }
+func (e *engineError) Unwrap() []error { return []error{ErrEngine, e.why} }
+
 // openError joins err with the remedy that fits it.
 func openError(path string, err error) *OpenError {
 	return &OpenError{Path: path, Err: err, Remedy: remedy(err)}
@@ -53,7 +61,9 @@ func remedy(err error) string {
 	case errors.As(err, &kind):
 		return kindRemedy(kind)
 	case errors.Is(err, ErrWorkers):
-		return fmt.Sprintf("use 1 to %d, or 0 for %d", maxWorkers, defaultWorkers)
+		return fmt.Sprintf("use 1 to %d, or 0 for %d with pread and %d with io_uring", maxWorkers, defaultWorkers, defaultDepth)
+	case errors.Is(err, ErrEngine):
+		return "choose the engine auto or pread; sysctl kernel.io_uring_disabled, the seccomp profile of a container and ulimit -n can forbid it"
 	case errors.Is(err, unix.EACCES):
 		return `run as root, or give your user read access: see "device access" in btrexport(1)`
 	case errors.Is(err, unix.EPERM):

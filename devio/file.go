@@ -27,8 +27,10 @@ type file struct {
 	direct   atomic.Bool // O_DIRECT is on
 	dropping sync.Mutex  // held while O_DIRECT is turned off
 
-	// preadv reads from fd at off into iov: a seam for tests.
+	// preadv reads from fd at off into iov: the system call, a loneRing's, or what tests put in their place.
 	preadv func(fd int, iov []unix.Iovec, off int64) (int, error)
+	// noWait is preadv for what is in the page cache; nil: there is no such thing.
+	noWait func(fd int, iov []unix.Iovec, off int64) (int, error)
 }
 
 // identity tells devices and files apart, whatever they are called: a block device by its number, as several
@@ -51,13 +53,10 @@ type iovecs []unix.Iovec
 // read carries out r and returns the number of bytes that it got from the start of the run, fewer
 // than asked for only at the end of the file or together with an error.
 func (f *file) read(r *Read, scratch *iovecs) (int, error) {
-	if err := r.Check(f.align); err != nil {
+	if todo, err := f.begin(r); !todo {
 		return 0, err
 	}
 	total := r.Size()
-	if uint64(r.Off) > math.MaxInt64-uint64(total) {
-		return 0, nil // beyond any file; the kernel would call it EINVAL
-	}
 	n := 0
 	for n < total {
 		got, err := f.readFrom(r, n, scratch)
@@ -69,16 +68,30 @@ func (f *file) read(r *Read, scratch *iovecs) (int, error) {
 	return n, nil
 }
 
+// begin reports whether there is anything of r to ask the kernel for. If not the read is over, with err.
+func (f *file) begin(r *Read) (todo bool, err error) {
+	if err := r.Check(f.align); err != nil {
+		return false, err
+	}
+	total := r.Size()
+	// Beyond any file there is nothing; the kernel would call it EINVAL.
+	return total > 0 && uint64(r.Off) <= math.MaxInt64-uint64(total), nil
+}
+
+// resume gives where a read goes on of which n bytes are there, and whether it does so with O_DIRECT. That cannot go
+// on inside a block, so there the block that n lies in is read again.
+func (f *file) resume(n int) (at int, direct bool) {
+	if f.direct.Load() {
+		return n &^ (f.align - 1), true
+	}
+	return n, false
+}
+
 // readFrom does one system call, which goes on where n bytes have been read, and returns how many
-// have been read after it: no more than n at the end of the file. O_DIRECT cannot go on inside a
-// block, so there the block that n lies in is read again.
+// have been read after it: no more than n at the end of the file.
 func (f *file) readFrom(r *Read, n int, scratch *iovecs) (int, error) {
 	for {
-		direct := f.direct.Load()
-		at := n
-		if direct {
-			at = n &^ (f.align - 1)
-		}
+		at, direct := f.resume(n)
 		scratch.set(r.Bufs, at)
 		got, err := f.preadv(f.fd, *scratch, int64(r.Off)+int64(at))
 		clear(*scratch) // buffers are not ours after the read

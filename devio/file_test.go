@@ -3,10 +3,12 @@ package devio
 import (
 	"bytes"
 	"errors"
+	"io"
 	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"unsafe"
 
@@ -80,7 +82,9 @@ func (m *memory) file(align int) *file {
 	return f
 }
 
-func TestReadLoop(t *testing.T) {
+func TestReadLoop(t *testing.T) { forEngines(t, testReadLoop) }
+
+func testReadLoop(t *testing.T, e Engine) {
 	data := make([]byte, 3*maxAlign+1000)
 	rng := rand.New(rand.NewPCG(1, 2))
 	for i := range data {
@@ -114,15 +118,18 @@ func TestReadLoop(t *testing.T) {
 		{"beyond signed offsets", memory{}, 512, math.MaxUint64 - 511, 4096, 0, nil, 0},
 		{"offset not aligned", memory{}, 512, 100, 4096, 0, ErrAlign, 0},
 		{"length not aligned", memory{}, 512, 0, 4095, 0, ErrAlign, 0},
-		{"nothing asked for", memory{}, 512, 0, 0, 0, nil, 0},
+		{"signals in the middle", memory{limit: upTo(1024), errs: map[int]error{1: unix.EINTR, 2: unix.EINTR}}, 512, 0, 2048, 2048, nil, 4},
+		{"no buffer", memory{}, 512, 0, 0, 0, nil, 0},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.m.data = data
 			f := tt.m.file(tt.align)
 			buf := aligned(tt.size)
-			var scratch iovecs
-			n, err := f.read(&Read{Off: tt.off, Bufs: [][]byte{buf}}, &scratch)
+			n, err := readBy(t, f, e, &Read{Off: tt.off, Bufs: [][]byte{buf}})
+			if tt.err == nil && tt.want < tt.size {
+				tt.err = io.ErrUnexpectedEOF
+			}
 			if n != tt.want || !errors.Is(err, tt.err) {
 				t.Errorf("got %d, %v, want %d, %v", n, err, tt.want, tt.err)
 			}
@@ -159,7 +166,9 @@ func TestReadCheck(t *testing.T) {
 	}
 }
 
-func TestReadManyBuffers(t *testing.T) {
+func TestReadManyBuffers(t *testing.T) { forEngines(t, testReadManyBuffers) }
+
+func testReadManyBuffers(t *testing.T, e Engine) {
 	const count = 2*maxIovecs + 100
 	data := make([]byte, count*512)
 	for i := range data {
@@ -172,15 +181,24 @@ func TestReadManyBuffers(t *testing.T) {
 	for i := range count {
 		r.Bufs = append(r.Bufs, mem[i*512:][:512])
 	}
-	var scratch iovecs
-	n, err := f.read(r, &scratch)
+	n, err := readBy(t, f, e, r)
 	if n != len(data) || err != nil || !bytes.Equal(mem, data) {
 		t.Errorf("got %d, %v, want %d and the data", n, err, len(data))
 	}
 	if m.calls != 3 || m.largest != maxIovecs {
 		t.Errorf("%d calls with up to %d buffers, want 3 with %d", m.calls, m.largest, maxIovecs)
 	}
-	for i, v := range scratch[:cap(scratch)] {
+	var scratch iovecs
+	if n, err := f.read(r, &scratch); n != len(data) || err != nil {
+		t.Errorf("got %d, %v, want %d", n, err, len(data))
+	}
+	checkCleared(t, scratch)
+}
+
+// checkCleared refuses iovecs that still refer to buffers.
+func checkCleared(t *testing.T, v iovecs) {
+	t.Helper()
+	for i, v := range v[:cap(v)] {
 		if v.Base != nil {
 			t.Fatalf("iovec %d still refers to a buffer", i)
 		}
@@ -188,7 +206,10 @@ func TestReadManyBuffers(t *testing.T) {
 }
 
 // The read loop against a slice, with random cuts and signals.
-func TestReadProperty(t *testing.T) {
+func TestReadProperty(t *testing.T) { forEngines(t, testReadProperty) }
+
+func testReadProperty(t *testing.T, e Engine) {
+	outer := t
 	rapid.Check(t, func(t *rapid.T) {
 		align := rapid.SampledFrom([]int{1, 512, 4096}).Draw(t, "align")
 		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 0))
@@ -202,67 +223,72 @@ func TestReadProperty(t *testing.T) {
 		off := rapid.IntRange(0, 20).Draw(t, "block") * align
 		buf := aligned(rapid.IntRange(1, 32).Draw(t, "blocks") * align)
 		r := &Read{Off: Physical(off), Bufs: split(rng, buf, align, 1+rng.IntN(8))}
-		var scratch iovecs
-		n, err := f.read(r, &scratch)
+		n, err := readBy(outer, f, e, r)
 		want := data[min(off, len(data)):min(off+len(buf), len(data))]
-		if err != nil || n != len(want) || !bytes.Equal(buf[:n], want) {
+		if (err != nil) != (n < len(buf)) || n != len(want) || !bytes.Equal(buf[:n], want) {
 			t.Fatalf("got %d bytes, %v, want %d", n, err, len(want))
 		}
 	})
 }
 
 // O_DIRECT may be accepted at open and refused at a read.
-func TestDirectRefusedByRead(t *testing.T) {
+func TestDirectRefusedByRead(t *testing.T) { forEngines(t, testDirectRefusedByRead) }
+
+func testDirectRefusedByRead(t *testing.T, e Engine) {
 	path, data := writeFile(t, 8192+100)
 	f, err := openFile(path, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.close()
 	f.direct.Store(true) // also where it was refused at open
 	f.align = 512
-	real, refused := f.preadv, 0
+	var refused, broken atomic.Int64
+	real := f.preadv
 	f.preadv = func(fd int, iov []unix.Iovec, off int64) (int, error) {
 		if f.direct.Load() {
-			refused++
+			refused.Add(1)
+			return 0, unix.EINVAL
+		}
+		if broken.Load() > 0 {
 			return 0, unix.EINVAL
 		}
 		return real(fd, iov, off)
 	}
-	var scratch iovecs
+	q := newTestQueue(f, e, 1)
+	defer q.Close()
+	done := make(arrivals, 1)
 	for range 2 {
 		buf := aligned(16 << 10)
-		n, err := f.read(&Read{Bufs: [][]byte{buf}}, &scratch)
-		if n != len(data) || err != nil || !bytes.Equal(buf[:n], data) {
-			t.Errorf("got %d, %v, want %d", n, err, len(data))
+		q.Submit([]*Read{{Bufs: [][]byte{buf}, Done: done}})
+		if r := done.next(t); r.N != len(data) || r.Err != io.ErrUnexpectedEOF || !bytes.Equal(buf[:r.N], data) {
+			t.Errorf("got %d, %v, want %d", r.N, r.Err, len(data))
 		}
 	}
-	if refused != 1 || f.direct.Load() {
-		t.Errorf("refused %d times, direct %v: want once, false", refused, f.direct.Load())
+	if refused.Load() != 1 || q.Direct() {
+		t.Errorf("refused %d times, direct %v: want once, false", refused.Load(), q.Direct())
 	}
-	f.preadv = func(int, []unix.Iovec, int64) (int, error) { return 0, unix.EINVAL }
-	if _, err := f.read(&Read{Bufs: [][]byte{aligned(512)}}, &scratch); err != unix.EINVAL {
-		t.Errorf("EINVAL through the page cache: got %v, want EINVAL", err)
+	broken.Store(1)
+	q.Submit([]*Read{{Bufs: [][]byte{aligned(512)}, Done: done}})
+	if r := done.next(t); r.Err != unix.EINVAL {
+		t.Errorf("EINVAL through the page cache: got %v, want EINVAL", r.Err)
 	}
 }
 
 // A file can shrink and grow under its reader.
-func TestReadTruncated(t *testing.T) {
+func TestReadTruncated(t *testing.T) { forEngines(t, testReadTruncated) }
+
+func testReadTruncated(t *testing.T, e Engine) {
 	path := filepath.Join(t.TempDir(), "disk.img")
 	if err := os.WriteFile(path, make([]byte, 16<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, err := openFile(path, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.close()
+	q := open(t, path, Options{Engine: e})
 	if err := os.Truncate(path, 5000); err != nil {
 		t.Fatal(err)
 	}
-	var scratch iovecs
-	n, err := f.read(&Read{Bufs: [][]byte{aligned(16 << 10)}}, &scratch)
-	if n != 5000 || err != nil || f.size != 16<<10 {
-		t.Errorf("got %d, %v of a file of %d, want 5000", n, err, f.size)
+	done := make(arrivals, 1)
+	q.Submit([]*Read{{Bufs: [][]byte{aligned(16 << 10)}, Done: done}})
+	if r := done.next(t); r.N != 5000 || r.Err != io.ErrUnexpectedEOF || q.Size() != 16<<10 {
+		t.Errorf("got %d, %v of a file of %d, want 5000", r.N, r.Err, q.Size())
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // attachLoop makes a block device of the file path, for the time of the test.
-func attachLoop(t *testing.T, path string, sector int) (dev string) {
+func attachLoop(t testing.TB, path string, sector int) (dev string) {
 	t.Helper()
 	if os.Getenv("BTREXPORT_E2E") != "1" {
 		t.Skip("uses a loop device: set BTREXPORT_E2E=1 to run it")
@@ -35,14 +35,16 @@ func attachLoop(t *testing.T, path string, sector int) (dev string) {
 	return dev
 }
 
-func TestLoopDevice(t *testing.T) {
+func TestLoopDevice(t *testing.T) { forEngines(t, testLoopDevice) }
+
+func testLoopDevice(t *testing.T, e Engine) {
 	for _, sector := range []int{512, 4096} {
 		for name, buffered := range map[string]bool{"direct": false, "buffered": true} {
 			t.Run(strconv.Itoa(sector)+" "+name, func(t *testing.T) {
 				path, data := writeFile(t, 1<<20)
 				dev := attachLoop(t, path, sector)
 				var warnings bytes.Buffer
-				q := open(t, dev, Options{Buffered: buffered, Log: slog.New(slog.NewTextHandler(&warnings, nil))})
+				q := open(t, dev, Options{Engine: e, Buffered: buffered, Log: slog.New(slog.NewTextHandler(&warnings, nil))})
 				if got := q.Size(); got != 1<<20 {
 					t.Errorf("size: got %d, want %d", got, 1<<20)
 				}

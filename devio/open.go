@@ -17,15 +17,25 @@ const (
 // Open opens a block device or a regular file for reading and starts its queue. The error is an
 // *OpenError. Nothing is read yet: whether O_DIRECT works is known for certain after the first read.
 func Open(path string, o Options) (*Queue, error) {
-	workers, err := o.workers()
-	if err != nil {
+	if err := o.check(); err != nil {
 		return nil, openError(path, err)
 	}
 	f, err := openFile(path, o)
 	if err != nil {
 		return nil, openError(path, err)
 	}
-	return newQueue(f, workers), nil
+	if o.Engine == Pread {
+		return newPreadQueue(f, o.workers(defaultWorkers), nil), nil
+	}
+	q, err := newUringQueue(f, o.workers(defaultDepth))
+	switch {
+	case err == nil:
+		return q, nil
+	case o.Engine == IOUring:
+		_ = f.close()
+		return nil, openError(path, &engineError{err})
+	}
+	return newPreadQueue(f, o.workers(defaultWorkers), err), nil
 }
 
 // openFile opens path and learns what it is, its size and its alignment.
@@ -33,7 +43,7 @@ func openFile(path string, o Options) (*file, error) {
 	if err := checkPath(path); err != nil {
 		return nil, err
 	}
-	f := &file{name: path, align: 1, log: o.log(), preadv: preadv}
+	f := &file{name: path, align: 1, log: o.log(), preadv: preadv, noWait: preadvNoWait}
 	refused, err := f.open(!o.Buffered)
 	if err != nil {
 		return nil, err

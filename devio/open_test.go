@@ -54,8 +54,8 @@ func TestOpenRefuses(t *testing.T) {
 		{"missing", missing, Options{}, fs.ErrNotExist, "open " + missing + ": no such file or directory (list the block devices with: lsblk --fs)"},
 		{"below a file", "/dev/null/x", Options{}, unix.ENOTDIR, "open /dev/null/x: not a directory (list the block devices with: lsblk --fs)"},
 		{"NUL in the name", "a\x00b", Options{}, unix.EINVAL, "open a\x00b: invalid argument"},
-		{"too many workers", "/dev/null", Options{Workers: maxWorkers + 1}, ErrWorkers, "open /dev/null: number of workers is out of range (use 1 to 1024, or 0 for 8)"},
-		{"negative workers", "/dev/null", Options{Workers: -1}, ErrWorkers, "open /dev/null: number of workers is out of range (use 1 to 1024, or 0 for 8)"},
+		{"too many workers", "/dev/null", Options{Workers: maxWorkers + 1}, ErrWorkers, "open /dev/null: number of workers is out of range (use 1 to 1024, or 0 for 8 with pread and 32 with io_uring)"},
+		{"negative workers", "/dev/null", Options{Workers: -1}, ErrWorkers, "open /dev/null: number of workers is out of range (use 1 to 1024, or 0 for 8 with pread and 32 with io_uring)"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -22,16 +22,20 @@ const (
 type Queue struct {
 	file      *file         // immutable; closed when the last read has left the kernel
 	engine    engine        // immutable
+	kind      Engine        // immutable; what engine is
+	refused   error         // immutable; why engine is not io_uring although that was tried
 	closeWait time.Duration // immutable
 
 	depth atomic.Int64          // reads submitted and not completed
 	slow  atomic.Bool           // the last read to end took slowRead or longer
 	stats atomic.Pointer[Stats] // nil: nobody observes
 
-	// inline is held by whoever reads in Submit, also while the Completer runs. A Completer that
-	// submits again therefore never reads inline on the same queue: the stack cannot grow.
+	// inline is held by whoever reads in Submit and may wait for the disk there, also while the Completer runs. A
+	// Completer that submits again therefore never reads inline on the same queue: the stack cannot grow.
 	inline  sync.Mutex
 	scratch iovecs // guarded by inline
+	lone    *uring // guarded by inline; what file.preadv reads by, nil: the system call
+	cached  cachedReader
 
 	closed   atomic.Bool
 	closing  sync.Once
@@ -39,22 +43,48 @@ type Queue struct {
 	closeErr error         // result of closing the file; valid once done is closed
 }
 
-func newQueue(f *file, workers int) *Queue {
-	q := &Queue{file: f, closeWait: closeWait, done: make(chan struct{})}
-	q.engine = newPreadEngine(f, workers, q.finish)
+func newQueue(f *file) *Queue {
+	return &Queue{file: f, closeWait: closeWait, done: make(chan struct{})}
+}
+
+// newPreadQueue reads by a pool of workers, since io_uring was refused, or not asked for.
+func newPreadQueue(f *file, workers int, refused error) *Queue {
+	q := newQueue(f)
+	q.kind, q.refused = Pread, refused
+	q.engine = newPreadEngine(f, workers, q.finish, q.told)
 	return q
+}
+
+// newUringQueue reads by two rings: one for batches, one for what the submitter waits for.
+func newUringQueue(f *file, depth int) (*Queue, error) {
+	rg, err := newPolledRing(depth)
+	if err != nil {
+		return nil, err
+	}
+	lone, err := newUring(1)
+	if err != nil {
+		rg.close()
+		return nil, err
+	}
+	q := newQueue(f)
+	q.kind, q.lone = IOUring, lone
+	f.preadv = loneRing{lone}.preadv
+	q.engine = newUringEngine(f, depth, rg, q.finish, q.told)
+	return q, nil
 }
 
 // Submit hands over batch; the slice may be reused when it returns. It does not wait for a disk,
 // with one exception: a batch of one read that is Lone and of at most 64 KiB, on a queue that has no other
-// read and whose last read was not slow, is read by the caller, since nothing is faster. Reads that come
-// after Close complete with ErrClosed, inside Submit.
+// read and whose last read was not slow, is read by the caller, since nothing is faster. So is, on a device that is
+// read through the page cache, what lies there at the beginning of the batch, up to 1 MiB: that is waiting for
+// nothing. Reads that come after Close complete with ErrClosed, inside Submit.
 func (q *Queue) Submit(batch []*Read) {
 	if len(batch) == 0 {
 		return
 	}
 	idle := q.begin(batch)
-	if idle && len(batch) == 1 && q.readInline(batch[0]) {
+	batch = batch[q.readCached(batch):]
+	if len(batch) == 0 || idle && len(batch) == 1 && q.readInline(batch[0]) {
 		return
 	}
 	if q.engine.submit(batch) {
@@ -89,9 +119,17 @@ func (q *Queue) readInline(r *Read) bool {
 	if q.closed.Load() {
 		return false
 	}
+	q.told(1)
 	n, err := q.file.read(r, &q.scratch)
 	q.finish(r, n, err)
 	return true
+}
+
+// told counts a system call that handed so many reads to the kernel.
+func (q *Queue) told(reads int) {
+	if s := q.stats.Load(); s != nil {
+		(*s).Submitted(reads)
+	}
 }
 
 // finish gives r back to its owner with the result.
@@ -135,6 +173,12 @@ func (q *Queue) Same(o *Queue) bool { return q.file.id == o.file.id }
 // Direct reports whether reads bypass the page cache. It can turn false at a read.
 func (q *Queue) Direct() bool { return q.file.direct.Load() }
 
+// Engine is how reads are carried out: IOUring or Pread.
+func (q *Queue) Engine() Engine { return q.kind }
+
+// Refused is why reads are not carried out by io_uring although Options.Engine was Auto; nil if they are.
+func (q *Queue) Refused() error { return q.refused }
+
 // Observe tells s, and nobody else, of the reads submitted from now on; nil tells nobody. Reads
 // under way are still told to who was told of their submission.
 func (q *Queue) Observe(s Stats) {
@@ -167,8 +211,12 @@ func (q *Queue) shutdown() {
 	q.engine.stop()
 	go func() {
 		q.engine.wait()
+		q.cached.shut()
 		q.inline.Lock() // a read inside Submit
 		defer q.inline.Unlock()
+		if q.lone != nil {
+			q.lone.close()
+		}
 		q.closeErr = q.file.close()
 		close(q.done)
 	}()

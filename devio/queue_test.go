@@ -43,7 +43,7 @@ func (c callback) ReadDone(r *Read) { c(r) }
 
 // tally is a Stats that counts.
 type tally struct {
-	reads, bytes, errs, inFlight, most atomic.Int64
+	reads, bytes, errs, inFlight, most, submitted, enters atomic.Int64
 }
 
 func (s *tally) ReadDone(n int, took time.Duration, err error) {
@@ -55,6 +55,11 @@ func (s *tally) ReadDone(n int, took time.Duration, err error) {
 	if took < 0 {
 		panic("negative duration")
 	}
+}
+
+func (s *tally) Submitted(n int) {
+	s.submitted.Add(int64(n))
+	s.enters.Add(1)
 }
 
 func (s *tally) InFlight(delta int) {
@@ -82,7 +87,7 @@ func (g *gate) over(inner func(int, []unix.Iovec, int64) (int, error)) func(int,
 }
 
 // openGated opens a real file whose reads wait at a gate.
-func openGated(t *testing.T, workers int) (*Queue, *gate, []byte) {
+func openGated(t *testing.T, e Engine, workers int) (*Queue, *gate, []byte) {
 	t.Helper()
 	path, data := writeFile(t, 1<<20)
 	f, err := openFile(path, Options{})
@@ -91,7 +96,7 @@ func openGated(t *testing.T, workers int) (*Queue, *gate, []byte) {
 	}
 	g := newGate()
 	f.preadv = g.over(f.preadv)
-	q := newQueue(f, workers)
+	q := newTestQueue(f, e, workers)
 	t.Cleanup(func() {
 		close(g.open)
 		if err := q.Close(); err != nil {
@@ -103,6 +108,7 @@ func openGated(t *testing.T, workers int) (*Queue, *gate, []byte) {
 
 func open(t testing.TB, path string, o Options) *Queue {
 	t.Helper()
+	requireEngine(t, o.Engine)
 	q, err := Open(path, o)
 	if err != nil {
 		t.Fatal(err)
@@ -118,8 +124,11 @@ func open(t testing.TB, path string, o Options) *Queue {
 	return q
 }
 
-func TestQueueReads(t *testing.T) {
+func TestQueueReads(t *testing.T) { forEngines(t, testQueueReads) }
+
+func testQueueReads(t *testing.T, e Engine) {
 	for name, o := range map[string]Options{"direct": {}, "buffered": {Buffered: true}, "one worker": {Workers: 1}} {
+		o.Engine = e
 		t.Run(name, func(t *testing.T) {
 			path, data := writeFile(t, 1<<20+1000)
 			q := open(t, path, o)
@@ -157,6 +166,9 @@ func TestQueueReads(t *testing.T) {
 			if got := stats.errs.Load(); got != int64(wantErrs) || got == 0 {
 				t.Errorf("stats: %d errors, want %d and some", got, wantErrs)
 			}
+			if got := stats.submitted.Load(); got < stats.reads.Load()-stats.errs.Load() || stats.enters.Load() > got {
+				t.Errorf("stats: %d reads handed in by %d calls, of %d", got, stats.enters.Load(), stats.reads.Load())
+			}
 			if got := stats.inFlight.Load(); got != 0 || q.Depth() != 0 {
 				t.Errorf("in flight %d, depth %d, want 0", got, q.Depth())
 			}
@@ -190,9 +202,11 @@ func doneInSubmit(q *Queue, r *Read) (inline bool) {
 	return inline
 }
 
-func TestInlineRule(t *testing.T) {
+func TestInlineRule(t *testing.T) { forEngines(t, testInlineRule) }
+
+func testInlineRule(t *testing.T, e Engine) {
 	path, _ := writeFile(t, 1<<20)
-	q := open(t, path, Options{})
+	q := open(t, path, Options{Engine: e})
 	lone := func(n int) *Read { return &Read{Bufs: [][]byte{aligned(n)}, Lone: true} }
 	if !doneInSubmit(q, lone(inlineMax)) {
 		t.Error("a lone read of 64 KiB on an idle queue was handed to a worker")
@@ -212,9 +226,11 @@ func TestInlineRule(t *testing.T) {
 	}
 }
 
-func TestSlowReadIsNoticed(t *testing.T) {
+func TestSlowReadIsNoticed(t *testing.T) { forEngines(t, testSlowReadIsNoticed) }
+
+func testSlowReadIsNoticed(t *testing.T, e Engine) {
 	path, _ := writeFile(t, 4096)
-	q := open(t, path, Options{})
+	q := open(t, path, Options{Engine: e})
 	q.depth.Add(1)
 	q.finish(&Read{Bufs: [][]byte{aligned(512)}, Done: make(arrivals, 1), submitted: time.Now().Add(-slowRead)}, 512, nil)
 	if !q.slow.Load() {
@@ -223,8 +239,10 @@ func TestSlowReadIsNoticed(t *testing.T) {
 }
 
 // Submit must return although the only worker and the disk are busy.
-func TestSubmitDoesNotWait(t *testing.T) {
-	q, g, data := openGated(t, 1)
+func TestSubmitDoesNotWait(t *testing.T) { forEngines(t, testSubmitDoesNotWait) }
+
+func testSubmitDoesNotWait(t *testing.T, e Engine) {
+	q, g, data := openGated(t, e, 1)
 	done := make(arrivals, 256)
 	first := &Read{Bufs: [][]byte{aligned(4096)}, Done: done}
 	q.Submit([]*Read{first, {Off: 4096, Bufs: [][]byte{aligned(4096)}, Done: done}})
@@ -248,8 +266,10 @@ func TestSubmitDoesNotWait(t *testing.T) {
 	}
 }
 
-func TestWorkersBoundReadsInKernel(t *testing.T) {
-	q, g, _ := openGated(t, 3)
+func TestWorkersBoundReadsInKernel(t *testing.T) { forEngines(t, testWorkersBoundReadsInKernel) }
+
+func testWorkersBoundReadsInKernel(t *testing.T, e Engine) {
+	q, g, _ := openGated(t, e, 3)
 	done := make(arrivals, 16)
 	batch := make([]*Read, 10)
 	for i := range batch {
@@ -272,9 +292,11 @@ func TestWorkersBoundReadsInKernel(t *testing.T) {
 }
 
 // A Completer may submit again, without end and without growing the stack.
-func TestSubmitFromCompleter(t *testing.T) {
+func TestSubmitFromCompleter(t *testing.T) { forEngines(t, testSubmitFromCompleter) }
+
+func testSubmitFromCompleter(t *testing.T, e Engine) {
 	path, _ := writeFile(t, 1<<20)
-	a, b := open(t, path, Options{Workers: 2}), open(t, path, Options{Workers: 2})
+	a, b := open(t, path, Options{Engine: e, Workers: 2}), open(t, path, Options{Engine: e, Workers: 2})
 	const rounds = 4000
 	finished := make(chan int)
 	depths := 0
@@ -307,14 +329,16 @@ func TestSubmitFromCompleter(t *testing.T) {
 	}
 }
 
-func TestMisalignedReadIsRefused(t *testing.T) {
+func TestMisalignedReadIsRefused(t *testing.T) { forEngines(t, testMisalignedReadIsRefused) }
+
+func testMisalignedReadIsRefused(t *testing.T, e Engine) {
 	path, _ := writeFile(t, 64<<10)
 	f, err := openFile(path, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.align = 512 // whatever this filesystem asks for
-	q := newQueue(f, 2)
+	q := newTestQueue(f, e, 2)
 	defer q.Close()
 	done := make(arrivals, 2)
 	q.Submit([]*Read{
@@ -329,7 +353,9 @@ func TestMisalignedReadIsRefused(t *testing.T) {
 	q.Submit(nil)
 }
 
-func TestCloseCancelsWhatWaits(t *testing.T) {
+func TestCloseCancelsWhatWaits(t *testing.T) { forEngines(t, testCloseCancelsWhatWaits) }
+
+func testCloseCancelsWhatWaits(t *testing.T, e Engine) {
 	path, data := writeFile(t, 1<<20)
 	f, err := openFile(path, Options{})
 	if err != nil {
@@ -337,7 +363,7 @@ func TestCloseCancelsWhatWaits(t *testing.T) {
 	}
 	g := newGate()
 	f.preadv = g.over(f.preadv)
-	q := newQueue(f, 2)
+	q := newTestQueue(f, e, 2)
 	var stats tally
 	q.Observe(&stats)
 	done := make(arrivals, 16)
@@ -386,7 +412,9 @@ func TestCloseCancelsWhatWaits(t *testing.T) {
 }
 
 // Close waits for a read that its submitter does itself, and is bounded when that one hangs.
-func TestCloseIsBounded(t *testing.T) {
+func TestCloseIsBounded(t *testing.T) { forEngines(t, testCloseIsBounded) }
+
+func testCloseIsBounded(t *testing.T, e Engine) {
 	for name, size := range map[string]int{"inline": 4096, "worker": 128 << 10} {
 		t.Run(name, func(t *testing.T) {
 			path, data := writeFile(t, 1<<20)
@@ -396,10 +424,10 @@ func TestCloseIsBounded(t *testing.T) {
 			}
 			g := newGate()
 			f.preadv = g.over(f.preadv)
-			q := newQueue(f, 1)
+			q := newTestQueue(f, e, 1)
 			q.closeWait = time.Millisecond
 			done := make(arrivals, 1)
-			go q.Submit([]*Read{{Bufs: [][]byte{aligned(size)}, Done: done}})
+			go q.Submit([]*Read{{Bufs: [][]byte{aligned(size)}, Done: done, Lone: true}})
 			<-g.entered
 			err = q.Close()
 			if err == nil || !strings.Contains(err.Error(), "close "+path+": 1 reads have not come back") {
@@ -415,10 +443,13 @@ func TestCloseIsBounded(t *testing.T) {
 	}
 }
 
-func TestSubmitRacesWithClose(t *testing.T) {
+func TestSubmitRacesWithClose(t *testing.T) { forEngines(t, testSubmitRacesWithClose) }
+
+func testSubmitRacesWithClose(t *testing.T, e Engine) {
+	requireEngine(t, e)
 	path, data := writeFile(t, 1<<20)
 	for range 50 {
-		q, err := Open(path, Options{Workers: 2})
+		q, err := Open(path, Options{Engine: e, Workers: 2})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -454,8 +485,10 @@ func TestSubmitRacesWithClose(t *testing.T) {
 }
 
 // Changing the observer in the middle must not leave either with a gauge that is off.
-func TestObserveChanges(t *testing.T) {
-	q, g, _ := openGated(t, 4)
+func TestObserveChanges(t *testing.T) { forEngines(t, testObserveChanges) }
+
+func testObserveChanges(t *testing.T, e Engine) {
+	q, g, _ := openGated(t, e, 4)
 	var before, after tally
 	done := make(arrivals, 4)
 	q.Observe(&before)
@@ -479,16 +512,24 @@ func TestObserveChanges(t *testing.T) {
 	}
 }
 
-func TestSubmitDoesNotAllocate(t *testing.T) {
+func TestSubmitDoesNotAllocate(t *testing.T) { forEngines(t, testSubmitDoesNotAllocate) }
+
+func testSubmitDoesNotAllocate(t *testing.T, e Engine) {
 	path, _ := writeFile(t, 1<<20)
-	for name, count := range map[string]int{"inline": 1, "workers": 16} {
-		t.Run(name, func(t *testing.T) {
-			q := open(t, path, Options{})
+	tests := []struct {
+		name     string
+		count    int
+		buffered bool
+	}{{"inline", 1, false}, {"engine", 16, false}, {"more than fit", 100, false}, {"cached", 16, true}}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			count := tt.count
+			q := open(t, path, Options{Engine: e, Buffered: tt.buffered})
 			q.Observe(&tally{})
 			done := make(arrivals, count)
 			batch := make([]*Read, count)
 			for i := range batch {
-				batch[i] = &Read{Off: Physical(i * 16384), Bufs: split(rand.New(rand.NewPCG(1, 1)), aligned(16384), 4096, 4), Done: done}
+				batch[i] = &Read{Lone: count == 1, Off: Physical(i % 64 * 16384), Bufs: split(rand.New(rand.NewPCG(1, 1)), aligned(16384), 4096, 4), Done: done}
 			}
 			round := func() {
 				q.Submit(batch)

@@ -13,7 +13,7 @@ type DevID uint64
 // Physical is a byte address on one device, counted from the device's first byte.
 type Physical uint64
 
-// Completer is told of the end of a Read. ReadDone runs on a worker, or inside Submit for a read
+// Completer is told of the end of a Read. ReadDone runs on a goroutine of the engine, or inside Submit for a read
 // done there. It may call Submit of any queue; it must not block for long and must not call Close.
 type Completer interface {
 	ReadDone(r *Read)
@@ -42,15 +42,15 @@ type Read struct {
 	stats     Stats        // who was told of the submission, and so is told of the completion
 }
 
-// Started says when a worker took the read to the kernel, and whether it is there. One that is submitted and not
-// there waits for others of the same device, or is done by its submitter. It may be asked from any goroutine.
+// Started says when the read went to the kernel, and whether it is there. One that is submitted and not there waits
+// for others of the same device, or is done by its submitter. It may be asked from any goroutine.
 func (r *Read) Started() (time.Time, bool) {
 	at := r.started.Load()
 	return time.Unix(0, at), at != 0
 }
 
 // start notes that the read goes to the kernel.
-func (r *Read) start() { r.started.Store(time.Now().UnixNano()) }
+func (r *Read) start(now time.Time) { r.started.Store(now.UnixNano()) }
 
 // Size is the number of bytes asked for: the sum of the lengths of Bufs.
 func (r *Read) Size() int {

@@ -69,6 +69,7 @@ func (f *Filesystem) Device(devid uint64) *Device {
 func (f *Filesystem) newDevice(devid string) *Device {
 	return &Device{
 		reads:         f.r.deviceReads.WithLabelValues(f.name, devid),
+		submissions:   f.r.submissions.WithLabelValues(f.name, devid),
 		bytes:         f.r.deviceReadBytes.WithLabelValues(f.name, devid),
 		errors:        f.r.deviceReadErrors.WithLabelValues(f.name, devid),
 		time:          f.r.deviceReadTime.WithLabelValues(f.name, devid),
@@ -124,6 +125,7 @@ func (f *Filesystem) Unverified(blocks int) { addCount(f.unverified, blocks) }
 // Device counts the reads of one device.
 type Device struct {
 	reads, bytes, errors   prometheus.Counter
+	submissions            prometheus.Counter
 	time                   prometheus.Observer
 	queue                  prometheus.Gauge
 	badData, badMetadata   prometheus.Counter
@@ -141,6 +143,9 @@ func (d *Device) ReadDone(bytes int, took time.Duration, err error) {
 	}
 	d.time.Observe(took.Seconds())
 }
+
+// Submitted counts one system call that sent the device so many reads; how many they are ReadDone counts.
+func (d *Device) Submitted(int) { d.submissions.Inc() }
 
 // InFlight tells that delta reads more (or less, if negative) are at the device.
 func (d *Device) InFlight(delta int) { d.queue.Add(float64(delta)) }

@@ -22,6 +22,7 @@ type Registry struct {
 	ready atomic.Pointer[readiness] // nil: ready
 
 	deviceReads      *prometheus.CounterVec
+	submissions      *prometheus.CounterVec
 	deviceReadBytes  *prometheus.CounterVec
 	deviceReadErrors *prometheus.CounterVec
 	deviceReadTime   *prometheus.HistogramVec
@@ -57,6 +58,8 @@ func New(b Build) *Registry {
 
 		deviceReads: counter("btrexport_device_reads_total",
 			"Reads sent to a device, failed ones included.", "filesystem", "devid"),
+		submissions: counter("btrexport_device_submissions_total",
+			"System calls that sent a device one or several reads.", "filesystem", "devid"),
 		deviceReadBytes: counter("btrexport_device_read_bytes_total",
 			"Bytes that a device delivered.", "filesystem", "devid"),
 		deviceReadErrors: counter("btrexport_device_read_errors_total",
@@ -100,7 +103,7 @@ func New(b Build) *Registry {
 	info := gauge("btrexport_build_info", "Always 1; the labels say which build runs.", "version", "goversion")
 	info.WithLabelValues(b.Version, b.GoVersion).Set(1)
 	r.reg.MustRegister(info,
-		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
+		r.deviceReads, r.submissions, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
 		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost, r.readsUnverified,
 		r.requests, r.requestTime, r.readBytes, r.aheadBytes, r.aheadUsed, r.connections, r.refused, r.reloadSuccessful, r.reloadTime,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -164,7 +167,7 @@ func (r *Registry) RemoveFilesystem(name string) {
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int
 	}{
-		r.deviceReads, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
+		r.deviceReads, r.submissions, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
 		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost, r.readsUnverified,
 	} {
 		v.DeletePartialMatch(match)

@@ -19,6 +19,7 @@ import (
 // promised is the table that users hold us to: name, type, labels.
 const promised = `
 | btrexport_device_reads_total | counter | filesystem, devid |
+| btrexport_device_submissions_total | counter | filesystem, devid |
 | btrexport_device_read_bytes_total | counter | filesystem, devid |
 | btrexport_device_read_errors_total | counter | filesystem, devid |
 | btrexport_device_read_duration_seconds | histogram | filesystem, devid |
@@ -199,6 +200,7 @@ func TestSeriesAreBornAtZero(t *testing.T) {
 		"config_last_reload_successful{}":                       0,
 		"config_last_reload_success_timestamp_seconds{}":        0,
 		"device_reads_total{" + dev + "}":                       0,
+		"device_submissions_total{" + dev + "}":                 0,
 		"device_read_bytes_total{" + dev + "}":                  0,
 		"device_read_errors_total{" + dev + "}":                 0,
 		"device_read_duration_seconds{" + dev + "}":             0,
@@ -247,6 +249,8 @@ func TestCounting(t *testing.T) {
 			map[string]float64{"device_reads_total{D}": 1, "device_read_errors_total{D}": 1, "device_read_duration_seconds{D}": 1}},
 		{"read with a negative count", func(f *Filesystem, _ *Export, _ *Listener) { f.Device(1).ReadDone(-1, 0, boom) },
 			map[string]float64{"device_reads_total{D}": 1, "device_read_errors_total{D}": 1, "device_read_duration_seconds{D}": 1}},
+		{"submitted", func(f *Filesystem, _ *Export, _ *Listener) { f.Device(1).Submitted(32) },
+			map[string]float64{"device_submissions_total{D}": 1}},
 		{"in flight", func(f *Filesystem, _ *Export, _ *Listener) { f.Device(1).InFlight(3); f.Device(1).InFlight(-1) },
 			map[string]float64{"device_queue_depth{D}": 2}},
 		{"data checksum", func(f *Filesystem, _ *Export, _ *Listener) { f.ChecksumFailed(1, false) },
@@ -367,6 +371,7 @@ func TestHotMethodsDoNotAllocate(t *testing.T) {
 	for name, call := range map[string]func(){
 		"ReadDone":       func() { d.ReadDone(4096, 70*time.Microsecond, nil) },
 		"ReadDone error": func() { d.ReadDone(0, 70*time.Microsecond, boom) },
+		"Submitted":      func() { d.Submitted(32) },
 		"InFlight":       func() { d.InFlight(1) },
 		"Device":         func() { f.Device(1) },
 		"ChecksumFailed": func() { f.ChecksumFailed(1, false) },

@@ -54,6 +54,7 @@ func (c *counters) begin(reads int) ticket {
 	t := ticket{at: time.Now()}
 	if s := c.stats.Load(); s != nil {
 		t.stats = *s
+		t.stats.Submitted(reads)
 		t.stats.InFlight(reads)
 	}
 	return t

@@ -54,6 +54,8 @@ func (s *tally) ReadDone(n int, _ time.Duration, err error) {
 	}
 }
 
+func (s *tally) Submitted(int) {}
+
 func (s *tally) InFlight(delta int) { s.inFlight.Add(int64(delta)) }
 
 // aligned returns n bytes at a multiple of 4096.

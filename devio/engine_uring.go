@@ -1,0 +1,243 @@
+package devio
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// uringPause is how long a ring is left alone that does not take or give anything for the moment.
+	uringPause = time.Millisecond
+	// uringPatience is after how many pauses in a row reads that the kernel does not take fail.
+	uringPatience = 1000
+	// uringAgain is how often a read is done again that the kernel gave up without having asked the device.
+	uringAgain = 16
+)
+
+// ring is what a uringEngine asks of the kernel: a polledRing, or what stands in for it in tests. Its methods are
+// called under the engine's mutex, but for wait and wake.
+type ring interface {
+	pushRead(tag uint64, fd int, iov []unix.Iovec, off int64, async bool)
+	waiting() int
+	takeBack() (tag uint64)
+	enter(results int) (taken int, err error)
+	next() (tag uint64, res int, ok bool)
+	wait()
+	wake(after time.Duration)
+	close()
+}
+
+// uringEngine hands reads to an io_uring: whoever submits enters the kernel, once for a batch, and one goroutine
+// finishes what comes back and hands in what waited for a slot. That goroutine waits in Go's poller.
+type uringEngine struct {
+	file   *file      // immutable
+	finish finishFunc // immutable
+	told   func(int)  // immutable; told of the reads that one enter took
+	reaper sync.WaitGroup
+
+	mu       sync.Mutex
+	ring     ring     // guarded by mu but for wait and wake
+	queued   fifo     // guarded by mu, as all below; reads that wait for a slot
+	settled  fifo     // reads that end without the kernel; Err says how
+	slots    []slot   // its index is the tag of a request
+	free     []uint64 // slots that are free
+	refusals int      // enters in a row that the kernel took nothing of
+	stopped  bool
+}
+
+// slot is a read that is with the kernel, or about to be. It keeps the read and its buffers reachable.
+type slot struct {
+	r      *Read
+	iov    iovecs
+	n      int  // bytes that are there, from the start of the read
+	at     int  // where the request begins that is under way
+	direct bool // it is one with O_DIRECT
+	async  bool // it is for a worker of the kernel, that may block
+	again  int  // times that the kernel gave it up
+}
+
+// ended is a read that is over.
+type ended struct {
+	r   *Read
+	n   int
+	err error
+}
+
+func newUringEngine(f *file, depth int, rg ring, finish finishFunc, told func(int)) *uringEngine {
+	e := &uringEngine{file: f, finish: finish, told: told, ring: rg, slots: make([]slot, depth)}
+	for i := range e.slots {
+		e.free = append(e.free, uint64(depth-1-i))
+	}
+	e.reaper.Go(e.reap)
+	return e
+}
+
+func (e *uringEngine) submit(batch []*Read) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.stopped {
+		return false
+	}
+	for _, r := range batch {
+		e.queued.push(r)
+	}
+	e.issue()
+	return true
+}
+
+// issue hands in as many reads as there are slots, and what is in the submission queue already. e.mu is held.
+func (e *uringEngine) issue() {
+	now := time.Now()
+	for !e.queued.empty() && len(e.free) > 0 {
+		r := e.queued.pop()
+		if todo, err := e.file.begin(r); !todo {
+			r.Err = err
+			e.settled.push(r)
+			continue
+		}
+		last := len(e.free) - 1
+		tag := e.free[last]
+		e.free = e.free[:last]
+		e.slots[tag].r = r
+		r.start(now)
+		e.push(tag)
+	}
+	e.enter()
+	if !e.settled.empty() {
+		e.ring.wake(0)
+	}
+}
+
+// push makes the request for what is left of the slot's read. e.mu is held.
+func (e *uringEngine) push(tag uint64) {
+	s := &e.slots[tag]
+	s.at, s.direct = e.file.resume(s.n)
+	s.iov.set(s.r.Bufs, s.at)
+	e.ring.pushRead(tag, e.file.fd, s.iov, int64(s.r.Off)+int64(s.at), s.async)
+}
+
+// enter hands in what is in the submission queue. What the kernel does not take for the moment is tried again by the
+// reaper, what it never takes fails. e.mu is held.
+func (e *uringEngine) enter() {
+	for e.ring.waiting() > 0 {
+		n, err := e.ring.enter(0)
+		switch {
+		case err == nil && n > 0:
+			e.refusals = 0
+			e.told(n)
+		case err == unix.EINTR:
+		case (err == nil || err == unix.EAGAIN || err == unix.EBUSY) && e.refusals < uringPatience:
+			e.refusals++
+			e.ring.wake(uringPause)
+			return
+		default:
+			if err == nil {
+				err = unix.EAGAIN
+			}
+			e.takeBack(err)
+		}
+	}
+}
+
+// takeBack settles the reads that the kernel did not take. e.mu is held.
+func (e *uringEngine) takeBack(err error) {
+	e.refusals = 0
+	for e.ring.waiting() > 0 {
+		r, n := e.vacate(e.ring.takeBack())
+		r.N, r.Err = n, err
+		e.settled.push(r)
+	}
+}
+
+// vacate frees the slot and gives what it held. e.mu is held.
+func (e *uringEngine) vacate(tag uint64) (r *Read, n int) {
+	s := &e.slots[tag]
+	r, n = s.r, s.n
+	clear(s.iov) // buffers are not ours after the read
+	*s = slot{iov: s.iov[:0]}
+	e.free = append(e.free, tag)
+	return r, n
+}
+
+// reap finishes reads until the engine is stopped and none is left.
+func (e *uringEngine) reap() {
+	over := make([]ended, 0, len(e.slots))
+	for more := true; more; {
+		e.ring.wait()
+		over, more = e.collect(over[:0])
+		for i := range over {
+			e.finish(over[i].r, over[i].n, over[i].err)
+		}
+		clear(over)
+	}
+}
+
+// collect appends the reads that are over, hands others in, and reports whether there will be more.
+func (e *uringEngine) collect(over []ended) ([]ended, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for {
+		tag, res, ok := e.ring.next()
+		if !ok {
+			break
+		}
+		if done, err := e.landed(&e.slots[tag], res); done {
+			r, n := e.vacate(tag)
+			over = append(over, ended{r, n, err})
+		} else {
+			e.push(tag)
+		}
+	}
+	e.issue()
+	for !e.settled.empty() {
+		r := e.settled.pop()
+		over = append(over, ended{r, r.N, r.Err})
+	}
+	return over, !e.stopped || len(e.free) < len(e.slots)
+}
+
+// landed judges a result as file.read does that of a system call: whether the read is done, and its error. e.mu is held.
+func (e *uringEngine) landed(s *slot, res int) (done bool, err error) {
+	if res >= 0 {
+		got := s.at + res
+		if got <= s.n {
+			return true, nil
+		}
+		s.n = got
+		return got >= s.r.Size(), nil
+	}
+	errno := unix.Errno(-res)
+	switch {
+	case errno == unix.EINTR:
+		return false, nil
+	case (errno == unix.EAGAIN || errno == unix.ECANCELED) && s.again < uringAgain:
+		s.again++
+		s.async = true
+		return false, nil
+	case s.direct && refusesDirect(errno):
+		if err := e.file.dropDirect(errno); err != nil {
+			return true, err
+		}
+		return false, nil
+	}
+	return true, errno
+}
+
+func (e *uringEngine) stop() {
+	e.mu.Lock()
+	e.stopped = true
+	cancelled := e.queued
+	e.queued = fifo{}
+	e.mu.Unlock()
+	e.ring.wake(0)
+	for !cancelled.empty() {
+		e.finish(cancelled.pop(), 0, ErrClosed)
+	}
+}
+
+func (e *uringEngine) wait() {
+	e.reaper.Wait()
+	e.ring.close()
+}
