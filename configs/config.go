@@ -12,8 +12,7 @@ import (
 // Defaults of what a configuration leaves out.
 const (
 	DefaultListen      = "tcp://127.0.0.1:10809"
-	DefaultPort        = "10809" // of a tcp:// address without one; IANA's port of NBD
-	DefaultWorkers     = 8
+	DefaultPort        = "10809"     // of a tcp:// address without one; IANA's port of NBD
 	DefaultCache       = 64 << 20    // bytes
 	DefaultSlowRead    = time.Second // until another copy is asked as well
 	DefaultConnections = 100
@@ -51,9 +50,9 @@ type Filesystem struct {
 	Devices      []Device
 	Degraded     bool          // open although devices are missing
 	DirectIO     bool          // true unless the file says otherwise
-	Workers      int           // reads in flight per physical device, 1 to 1024
+	Workers      int           // reads in flight per physical device, 1 to 1024; 0: what suits the engine
 	Cache        int64         // bytes of tree blocks and decompressed extents, upper bound
-	IOEngine     string        // "auto" or "pread"
+	IOEngine     string        // "auto", "io_uring" or "pread"
 	AllowMounted bool          // read devices that are mounted read-write
 	IgnoreLog    bool          // show the last commit of a filesystem that was not unmounted
 	SlowRead     time.Duration // the next copy is asked when a device has taken as long
@@ -196,5 +195,5 @@ func defaultLimits() Limits {
 }
 
 func defaultFilesystem() Filesystem {
-	return Filesystem{DirectIO: true, Workers: DefaultWorkers, Cache: DefaultCache, IOEngine: "auto", SlowRead: DefaultSlowRead}
+	return Filesystem{DirectIO: true, Cache: DefaultCache, IOEngine: "auto", SlowRead: DefaultSlowRead}
 }

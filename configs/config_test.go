@@ -41,7 +41,7 @@ func TestExample(t *testing.T) {
 		Filesystems: []Filesystem{{
 			Name:     "tank",
 			Devices:  []Device{{Path: "/dev/sdb", Pos: at(21)}, {Path: "/dev/sdc", Pos: at(21)}},
-			DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", SlowRead: time.Second, Pos: at(20),
+			DirectIO: true, Cache: 64 << 20, IOEngine: "auto", SlowRead: time.Second, Pos: at(20),
 		}},
 		Exports: []Export{
 			{Name: "vm1", Filesystem: "tank", Subvol: "/@images", Path: "/vm1.raw", Description: "first VM", RoundUp: 512,
@@ -100,7 +100,7 @@ func TestDefaults(t *testing.T) {
 		File:   "f.yaml",
 		Listen: []Listen{{Network: "tcp", Address: "127.0.0.1:10809", Pos: Pos{File: "f.yaml"}}},
 		Filesystems: []Filesystem{{Name: "tank", Devices: []Device{{Path: "/dev/sdb", Pos: at(3)}},
-			DirectIO: true, Workers: DefaultWorkers, Cache: DefaultCache, IOEngine: "auto", SlowRead: time.Second, Pos: at(2)}},
+			DirectIO: true, Cache: DefaultCache, IOEngine: "auto", SlowRead: time.Second, Pos: at(2)}},
 		Exports: []Export{{Name: "vm1", Filesystem: "tank", Path: "/vm1.raw", Pos: at(5), PathPos: at(6), SubvolPos: at(5), FilesystemPos: at(5),
 			TLSPos: at(5), AllowPos: at(5)}},
 		TLS:    TLS{Mode: "off"},
@@ -139,7 +139,7 @@ limits: {connections: 7, connections_per_address: 3, handshake: 1m30s, idle: 1h,
 		Metrics: &Listen{Network: "unix", Address: "/run/m.sock"},
 		Filesystems: []Filesystem{
 			{Name: "a", Devices: []Device{{Path: "disk.img"}}, Degraded: true, Workers: 3, Cache: 1e6, IOEngine: "pread", AllowMounted: true, IgnoreLog: true, SlowRead: 250 * time.Millisecond},
-			{Name: "10", Devices: []Device{{Path: "/dev/sdd"}}, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", SlowRead: time.Second},
+			{Name: "10", Devices: []Device{{Path: "/dev/sdd"}}, DirectIO: true, Cache: 64 << 20, IOEngine: "auto", SlowRead: time.Second},
 		},
 		Exports: []Export{
 			{Name: "x y", Filesystem: "10", Subvol: "/@s", Path: "/p", Description: "two\nlines", RoundUp: 4096, TLS: "allow", Allow: Access{

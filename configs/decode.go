@@ -66,7 +66,7 @@ func (d *decoder) filesystem(key string, n *node) Filesystem {
 		{name: "direct_io", read: d.boolean(&f.DirectIO)},
 		{name: "workers", read: d.whole(1, 1024, func(v uint64) { f.Workers = int(v) })},
 		{name: "cache", read: d.size(&f.Cache, checkCache)},
-		{name: "io_engine", read: d.choice(&f.IOEngine, []string{"auto", "pread"}, []string{"io_uring"})},
+		{name: "io_engine", read: d.choice(&f.IOEngine, "auto", "io_uring", "pread")},
 		{name: "allow_mounted", read: d.boolean(&f.AllowMounted)},
 		{name: "ignore_log", read: d.boolean(&f.IgnoreLog)},
 		{name: "slow_read", read: d.duration(&f.SlowRead, time.Millisecond)},
@@ -94,7 +94,7 @@ func (d *decoder) export(key string, n *node) Export {
 		{name: "path", required: "path: /vm1.raw", read: d.positioned(&e.PathPos, d.text(&e.Path, checkPath))},
 		{name: "description", read: d.text(&e.Description, checkDescription)},
 		{name: "round_up", read: d.size(&e.RoundUp, checkRoundUp)},
-		{name: "tls", read: d.positioned(&e.TLSPos, d.choice(&e.TLS, []string{"allow", "require"}, nil))},
+		{name: "tls", read: d.positioned(&e.TLSPos, d.choice(&e.TLS, "allow", "require"))},
 		{name: "allow", read: d.positioned(&e.AllowPos, d.list(d.rule(&e.Allow)))},
 	})
 	e.Subvol = absolute(e.Subvol)
@@ -123,7 +123,7 @@ func (d *decoder) tls(key string, n *node) TLS {
 	t := TLS{Pos: d.pos(n), CertificatePos: d.pos(n), KeyPos: d.pos(n), ClientCAPos: d.pos(n)}
 	d.keys(n, key, []field{
 		{name: "mode", required: "mode: off", read: func(_ string, n *node) {
-			d.choice(&t.Mode, []string{"off", "allow", "require"}, nil)("tls mode", n)
+			d.choice(&t.Mode, "off", "allow", "require")("tls mode", n)
 		}},
 		{name: "certificate", read: d.positioned(&t.CertificatePos, d.text(&t.Certificate, checkFile))},
 		{name: "key", read: d.positioned(&t.KeyPos, d.text(&t.Key, checkFile))},
@@ -295,7 +295,7 @@ func (d *decoder) duration(dst *time.Duration, least time.Duration) reader {
 }
 
 // choice reads one of a few words. later are words that are promised and that this version cannot do.
-func (d *decoder) choice(dst *string, words, later []string) reader {
+func (d *decoder) choice(dst *string, words ...string) reader {
 	return func(key string, n *node) {
 		if !n.scalar() {
 			d.fail(n, "%s (write %s)", wrongKind(key, text, n), strings.Join(words, " or "))
@@ -304,12 +304,6 @@ func (d *decoder) choice(dst *string, words, later []string) reader {
 		for _, w := range words {
 			if n.value == w {
 				*dst = w
-				return
-			}
-		}
-		for _, w := range later {
-			if n.value == w {
-				d.fail(n, "%s: %s is not supported by this version (write %s)", key, w, strings.Join(words, " or "))
 				return
 			}
 		}

@@ -18,6 +18,7 @@ type Flags struct {
 	AllowMounted bool          // --allow-mounted
 	IgnoreLog    bool          // --ignore-log
 	SlowRead     time.Duration // --slow-read; 0: not given
+	IOEngine     string        // --io-engine; empty: not given
 	Generation   uint64        // --generation; 0: not given
 	BackupRoot   int           // 1 + --backup-root; 0: not given
 }
@@ -31,6 +32,9 @@ func FromFlags(f Flags) (*Config, error) {
 	fs.Degraded, fs.AllowMounted, fs.IgnoreLog = f.Degraded, f.AllowMounted, f.IgnoreLog
 	if f.SlowRead != 0 {
 		fs.SlowRead = f.SlowRead
+	}
+	if f.IOEngine != "" {
+		fs.IOEngine = f.IOEngine
 	}
 	fs.Generation, fs.BackupRoot = f.Generation, f.BackupRoot
 	for _, d := range f.Devices {

@@ -12,7 +12,7 @@ func TestFromFlags(t *testing.T) {
 	got, err := FromFlags(Flags{
 		Devices: []string{"disk0.img", "/dev/sdb", "disk0.img"}, Generation: 12, BackupRoot: 1, Exports: []string{"vm1=/a=b", "vm2=/c"},
 		Listen: []string{"unix:///run/x.sock"}, Metrics: "127.0.0.1:9810", Subvol: "@s", Degraded: true, AllowMounted: true, IgnoreLog: true,
-		SlowRead: 3 * time.Second,
+		SlowRead: 3 * time.Second, IOEngine: "pread",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -26,7 +26,7 @@ func TestFromFlags(t *testing.T) {
 		Metrics: &Listen{Network: "tcp", Address: "127.0.0.1:9810", Pos: at("--metrics 127.0.0.1:9810")},
 		Filesystems: []Filesystem{{
 			Devices:    []Device{{Path: "disk0.img", Pos: at("-d disk0.img")}, {Path: "/dev/sdb", Pos: at("-d /dev/sdb")}, {Path: "disk0.img", Pos: at("-d disk0.img")}},
-			Generation: 12, BackupRoot: 1, Degraded: true, DirectIO: true, Workers: 8, Cache: 64 << 20, IOEngine: "auto", AllowMounted: true, IgnoreLog: true,
+			Generation: 12, BackupRoot: 1, Degraded: true, DirectIO: true, Cache: 64 << 20, IOEngine: "pread", AllowMounted: true, IgnoreLog: true,
 			SlowRead: 3 * time.Second,
 		}},
 		Exports: []Export{export("-e vm1=/a=b", "vm1", "/a=b"), export("-e vm2=/c", "vm2", "/c")},

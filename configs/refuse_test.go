@@ -172,8 +172,7 @@ f:7: tls: mode allow needs a key (add key: FILE)`},
 		{"empty certificate name", small + "    allow: [\"name:\"]\n", `f:7: allow[0]: "name:": the name is empty (write a name)`},
 		{"name without certificates", small + "    allow:\n      - name:x\ntls: {mode: allow, certificate: c, key: k}\n",
 			`f:8: export "vm1": allow: name: fits nobody, clients show no certificates (add client_ca to tls, and mode: allow or require)`},
-		{"io_uring", top + "    io_engine: io_uring\n" + tail, `f:4: io_engine: io_uring is not supported by this version (write auto or pread)`},
-		{"unknown engine", top + "    io_engine: aio\n" + tail, `f:4: io_engine: "aio" is not known (write auto or pread)`},
+		{"unknown engine", top + "    io_engine: aio\n" + tail, `f:4: io_engine: "aio" is not known (write auto or io_uring or pread)`},
 		{"no time to read", top + "    slow_read: 0s\n" + tail, `f:4: slow_read: 0s is too short (write at least 1ms)`},
 		{"slow_read without unit", top + "    slow_read: 2\n" + tail, `f:4: slow_read: "2" has no unit (write 2s or 2ms)`},
 	} {
@@ -285,7 +284,7 @@ func holds(t *testing.T, c *Config) {
 	}
 	known := map[string]bool{}
 	for _, f := range c.Filesystems {
-		if f.Name == "" || known[f.Name] || len(f.Devices) == 0 || f.Workers < 1 || f.Cache < minCache || f.Pos.Line < 1 {
+		if f.Name == "" || known[f.Name] || len(f.Devices) == 0 || f.Workers < 0 || f.Cache < minCache || f.Pos.Line < 1 {
 			t.Fatalf("accepted filesystem %+v", f)
 		}
 		known[f.Name] = true

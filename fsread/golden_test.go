@@ -25,7 +25,7 @@ func openDevices(t testing.TB, paths []string) []volume.Device {
 	t.Helper()
 	var devs []volume.Device
 	for _, i := range rand.Perm(len(paths)) {
-		q, err := devio.Open(paths[i], devio.Options{})
+		q, err := devio.Open(paths[i], devio.Options{Engine: fsreadtest.Engine(t)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -72,7 +72,7 @@ func newRig(t testing.TB, img *fsreadtest.Image) *rig {
 	t.Helper()
 	r := &rig{img: img, pool: devio.NewPool(16 << 20)}
 	for _, p := range img.Devices {
-		q, err := devio.Open(p, devio.Options{})
+		q, err := devio.Open(p, devio.Options{Engine: fsreadtest.Engine(t)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -216,7 +216,7 @@ func openPlain(t testing.TB, img *fsreadtest.Image) *FS {
 	t.Helper()
 	var devs []volume.Device
 	for _, p := range img.Devices {
-		q, err := devio.Open(p, devio.Options{})
+		q, err := devio.Open(p, devio.Options{Engine: fsreadtest.Engine(t)})
 		if err != nil {
 			t.Fatal(err)
 		}

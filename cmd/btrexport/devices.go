@@ -28,6 +28,7 @@ type deviceFlags struct {
 	allowMounted bool
 	ignoreLog    bool
 	slowRead     time.Duration
+	ioEngine     string
 	generation   uint64
 	backupRoot   uint8
 	given        func(flag string) bool // nil: no flags were read
@@ -39,6 +40,7 @@ func (f *deviceFlags) add(cmd *cobra.Command) {
 	p.BoolVar(&f.degraded, "degraded", false, "go on though devices are missing")
 	p.BoolVar(&f.allowMounted, "allow-mounted", false, "read devices that this kernel has mounted read-write")
 	p.DurationVar(&f.slowRead, "slow-read", 0, "ask the next copy, or rebuild from parity, when a device has not answered for so long; below 0: never (default 1s)")
+	p.StringVar(&f.ioEngine, "io-engine", "", "read devices by io_uring, by pread, or auto: by io_uring where the kernel allows it (default auto)")
 	p.BoolVar(&f.ignoreLog, "ignore-log", false, "show the last commit of a filesystem that was not unmounted, not what was synced after it")
 	p.Uint64Var(&f.generation, "generation", 0, "open an older state of the filesystem, that of generation `N` (info lists them)")
 	p.Uint8Var(&f.backupRoot, "backup-root", 0, "open the state in backup slot `K` of the superblock, 0 to 3 (info lists them)")
@@ -63,6 +65,15 @@ func (f *deviceFlags) root() (r fsread.RootChoice, err error) {
 	}
 	r.Generation = f.generation
 	return r, nil
+}
+
+// engine is what the flags say about how devices are read.
+func (f *deviceFlags) engine() (devio.Engine, error) {
+	e, err := devio.ParseEngine(f.ioEngine)
+	if err != nil {
+		return e, usagef("--io-engine %w", err)
+	}
+	return e, nil
 }
 
 func (f *deviceFlags) addSubvol(cmd *cobra.Command) {
@@ -98,7 +109,11 @@ func (f *deviceFlags) open(ctx context.Context, log *slog.Logger, stats volume.S
 	if err != nil {
 		return nil, err
 	}
-	devs, err := openDevices(paths, devio.Options{Log: log}, log)
+	engine, err := f.engine()
+	if err != nil {
+		return nil, err
+	}
+	devs, err := openDevices(paths, devio.Options{Engine: engine, Log: log}, log)
 	if err != nil {
 		return nil, err
 	}
@@ -141,6 +156,16 @@ func (s *deviceSet) open(path string, o devio.Options, log *slog.Logger) error {
 	}
 	*s = append(*s, q)
 	return nil
+}
+
+// engine is what the devices are read by, and why that is not io_uring although it was tried.
+func (s *deviceSet) engine() (e devio.Engine, refused error) {
+	for _, q := range *s {
+		if e = q.Engine(); q.Refused() != nil {
+			return e, q.Refused()
+		}
+	}
+	return e, nil
 }
 
 // devices gives the set; with errors it closes it and gives those.

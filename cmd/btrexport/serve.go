@@ -110,6 +110,9 @@ func (f *serveFlags) load(describes bool) (*configs.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := f.engine(); err != nil {
+		return nil, err
+	}
 	if f.config == "" {
 		devices := f.devices
 		if len(devices) == 0 {
@@ -117,10 +120,10 @@ func (f *serveFlags) load(describes bool) (*configs.Config, error) {
 		}
 		return configs.FromFlags(configs.Flags{Devices: devices, Exports: f.exports, Listen: f.listen, Metrics: f.metrics,
 			Subvol: f.subvol, SubvolID: f.subvolID, Degraded: f.degraded, AllowMounted: f.allowMounted, IgnoreLog: f.ignoreLog,
-			SlowRead: f.slowRead, Generation: root.Generation, BackupRoot: root.Slot})
+			SlowRead: f.slowRead, IOEngine: f.ioEngine, Generation: root.Generation, BackupRoot: root.Slot})
 	}
-	if describes || f.subvol != "" || f.subvolID != 0 || f.degraded || f.allowMounted || f.ignoreLog || f.slowRead != 0 || root != (fsread.RootChoice{}) {
-		return nil, usagef("-c %s describes the filesystems and exports itself (leave out -d, -e, --subvol, --subvolid, --degraded, --allow-mounted, --ignore-log, --slow-read, --generation and --backup-root, or leave out -c)", f.config)
+	if describes || f.subvol != "" || f.subvolID != 0 || f.degraded || f.allowMounted || f.ignoreLog || f.slowRead != 0 || f.ioEngine != "" || root != (fsread.RootChoice{}) {
+		return nil, usagef("-c %s describes the filesystems and exports itself (leave out -d, -e, --subvol, --subvolid, --degraded, --allow-mounted, --ignore-log, --slow-read, --io-engine, --generation and --backup-root, or leave out -c)", f.config)
 	}
 	c, err := configs.Load(f.config)
 	if err != nil {
@@ -426,7 +429,10 @@ func (s *server) tellSite(before *site) {
 	for _, f := range s.site.filesystems {
 		if before == nil || !slices.Contains(before.filesystems, f) {
 			i := f.Info()
-			s.log.Info("opened", "fs", f.name, "devices", len(i.Devices), "generation", i.Generation, "degraded", i.Degraded(), "in", f.took.Round(time.Millisecond))
+			s.log.Info("opened", "fs", f.name, "devices", len(i.Devices), "generation", i.Generation, "degraded", i.Degraded(), "io_engine", f.engine.String(), "in", f.took.Round(time.Millisecond))
+			if f.refused != nil {
+				s.log.Info("io_uring can't be used, devices are read by pread", "fs", f.name, "err", f.refused)
+			}
 		}
 	}
 	for _, x := range s.site.exports {

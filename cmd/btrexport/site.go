@@ -38,6 +38,9 @@ type siteFS struct {
 	name   string // the configuration's, or else the label or uuid
 	config configs.Filesystem
 	took   time.Duration
+
+	engine  devio.Engine // that reads the devices
+	refused error        // why it is not io_uring although that was tried
 }
 
 // siteExport is one export's file.
@@ -154,11 +157,12 @@ func place(p configs.Pos, err error) error {
 
 func (s *site) openFS(ctx context.Context, c *configs.Filesystem, reg *metrics.Registry, log *slog.Logger) (*siteFS, error) {
 	start := time.Now()
-	devs, err := openConfigured(c, log)
+	set, devs, err := openConfigured(c, log)
 	if err != nil {
 		return nil, err
 	}
 	f := &siteFS{name: c.Name, config: *c}
+	f.engine, f.refused = set.engine()
 	if err := s.openOn(ctx, f, c, devs, reg, log); err != nil {
 		closeDevices(devs)
 		return nil, place(c.Pos, err)
@@ -168,15 +172,19 @@ func (s *site) openFS(ctx context.Context, c *configs.Filesystem, reg *metrics.R
 }
 
 // openConfigured opens the devices; each that fails is told with its own line.
-func openConfigured(c *configs.Filesystem, log *slog.Logger) ([]volume.Device, error) {
-	var set deviceSet
+func openConfigured(c *configs.Filesystem, log *slog.Logger) (set deviceSet, devs []volume.Device, err error) {
+	engine, err := devio.ParseEngine(c.IOEngine)
+	if err != nil {
+		return nil, nil, place(c.Pos, err)
+	}
 	var errs []error
 	for _, d := range c.Devices {
-		if err := set.open(d.Path, devio.Options{Workers: c.Workers, Buffered: !c.DirectIO, Log: log}, log); err != nil {
+		if err := set.open(d.Path, devio.Options{Workers: c.Workers, Buffered: !c.DirectIO, Engine: engine, Log: log}, log); err != nil {
 			errs = append(errs, place(d.Pos, err))
 		}
 	}
-	return set.devices(errs)
+	devs, err = set.devices(errs)
+	return set, devs, err
 }
 
 // openOn assembles the filesystem, with its statistics under its name.

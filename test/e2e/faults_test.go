@@ -180,7 +180,7 @@ func TestFailingDisk(t *testing.T) {
 					c.set(f, rng)
 					d.cpAll(ctx, t, devices)
 				}
-				s := launch{command: []string{program(t, raceBinary)}}.serve(t, slices.Concat(devices, exports(d.files), []string{"--slow-read", "30s"})...)
+				s := launch{command: []string{program(t, raceBinary)}}.serve(t, slices.Concat(devices, exports(d.files), []string{"--slow-read", "30s", "--io-engine", anyEngine(t, rng)})...)
 				if !c.early {
 					c.set(f, rng)
 				}

@@ -6,8 +6,8 @@
 // are in use or fail, under load and while it is told to stop.
 //
 // It needs root and BTREXPORT_E2E=1, or every test skips. BTREXPORT_SEED repeats a run's choices,
-// BTREXPORT_E2E_ROUNDS multiplies its work. With CI=true what is missing fails, but for /dev/fuse and packages that Debian's
-// mirror does not have.
+// BTREXPORT_IO_ENGINE is the I/O engine of the fault tests, else chosen by chance. BTREXPORT_E2E_ROUNDS multiplies its
+// work. With CI=true what is missing fails, but for /dev/fuse and packages that Debian's mirror does not have.
 package e2e
 
 import (

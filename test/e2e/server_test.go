@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -48,6 +49,17 @@ type launch struct {
 
 // patient is for tests that count retries: a busy machine would be a reason to ask another copy.
 const patient = "--slow-read=-1s"
+
+// anyEngine is the --io-engine of a test: BTREXPORT_IO_ENGINE, else by chance; auto is io_uring where the kernel has it.
+func anyEngine(t *testing.T, rng *rand.Rand) string {
+	t.Helper()
+	e := os.Getenv("BTREXPORT_IO_ENGINE")
+	if e == "" {
+		e = [...]string{"auto", "pread"}[rng.IntN(2)]
+	}
+	t.Logf("io_engine: %s", e)
+	return e
+}
 
 // serve starts a server on unix sockets in a new directory and waits until it accepts. The test's
 // end stops it, if nothing did before, and wants exit status 0 of it.

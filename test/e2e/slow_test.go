@@ -64,7 +64,7 @@ func TestSlowDisks(t *testing.T) {
 							c.set(d.disks[i], rng)
 						}
 					}
-					s := d.serveSlow(t, d.paths(t, false), c.slowRead)
+					s := d.serveSlow(t, rng, d.paths(t, false), c.slowRead)
 					for _, f := range sick {
 						if !c.early {
 							c.set(f, rng)
@@ -99,10 +99,10 @@ func TestSlowDisks(t *testing.T) {
 
 // serveSlow starts a server with the race detector on the devices. The test's end finds no read that
 // hangs. slowRead may be empty: the default.
-func (d *faulty) serveSlow(t *testing.T, devices []string, slowRead string) *server {
+func (d *faulty) serveSlow(t *testing.T, rng *rand.Rand, devices []string, slowRead string) *server {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString("filesystems:\n  - name: sick\n")
+	fmt.Fprintf(&b, "filesystems:\n  - name: sick\n    io_engine: %s\n", anyEngine(t, rng))
 	if slowRead != "" {
 		fmt.Fprintf(&b, "    slow_read: %s\n", slowRead)
 	}
@@ -179,7 +179,7 @@ func TestAllDisksSlow(t *testing.T) {
 	}{{"raid1", 2}, {"raid10", 4}, {"raid5", 3}, {"raid6", 4}} {
 		t.Run(fmt.Sprintf("%s-%d", p.profile, p.devices), func(t *testing.T) {
 			d := makeFaulty(ctx, t, rng, kernelfs.Options{Devices: p.devices, Data: p.profile, Metadata: p.profile})
-			s := d.serveSlow(t, d.paths(t, false), "100ms")
+			s := d.serveSlow(t, rng, d.paths(t, false), "100ms")
 			f := d.files[0]
 			c := s.dial(ctx, t, f.name)
 			for _, disk := range d.disks {
@@ -211,7 +211,7 @@ func TestTerminateWhileAllHang(t *testing.T) {
 		t.Run(fmt.Sprintf("block devices %v", block), func(t *testing.T) {
 			ctx := bounded(t)
 			d.heal()
-			s := d.serveSlow(t, d.paths(t, block), "100ms")
+			s := d.serveSlow(t, rng, d.paths(t, block), "100ms")
 			f := d.files[0]
 			c := s.dial(ctx, t, f.name)
 			d.copyAll(ctx, t, s) // the tree is cached: what hangs then are data, by all workers
@@ -270,7 +270,7 @@ func TestHangingBlockDevice(t *testing.T) {
 	ctx, rng := bounded(t), chance(t)
 	d := makeFaulty(ctx, t, rng, kernelfs.Options{Devices: 2, Data: "raid1", Metadata: "raid1"})
 	f := d.disks[rng.IntN(len(d.disks))]
-	s := d.serveSlow(t, d.paths(t, true), "")
+	s := d.serveSlow(t, rng, d.paths(t, true), "")
 	f.After(3+rng.Int64N(6), f.Hang)
 	d.copyAll(ctx, t, s)
 	d.readAll(ctx, t, rng, s)
