@@ -335,7 +335,7 @@ func TestWatchdogWhileDisksHang(t *testing.T) {
 	d.heal()
 	t.Setenv("NOTIFY_SOCKET", path)
 	t.Setenv("WATCHDOG_USEC", "200000")
-	s := d.serveSlow(t, d.paths(t, false), "")
+	s := d.serveSlow(t, rng, d.paths(t, false), "")
 	c := s.dial(ctx, t, d.files[0].name)
 	d.copyAll(ctx, t, s)
 	for _, disk := range d.disks {
