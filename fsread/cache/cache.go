@@ -10,33 +10,42 @@ package cache
 import (
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 )
 
 const shards = 16
 
-// entryOverhead is what an entry costs beside its value: entry, map slot, remembered key. Bytes.
+// entryOverhead is what an entry costs beside its value: entry, slots of the table, remembered key. Bytes.
 const entryOverhead = 200
 
-// Cache is bounded in bytes, over all shards. It may be used concurrently. An entry's place is used again
-// for another, so that a full cache allocates next to nothing.
+// bytesPerSlot is how much of the limit there is one slot of the table for: most values are larger, so that
+// few share one.
+const bytesPerSlot = 4 << 10
+
+// Cache is bounded in bytes, over all shards. It may be used concurrently. Get takes no lock, unless values are
+// counted; then an entry's place is used again for another, so that a full cache allocates next to nothing.
 type Cache[K comparable, V any] struct {
 	seed            maphash.Seed
 	retain, release func(V) // nil: values are not counted
 	shards          [shards]shard[K, V]
 }
 
+// shard finds its entries by a table of chains. Who changes one holds mu; without it a chain may be walked all the
+// same: an entry that was taken out still leads to those behind it.
 type shard[K comparable, V any] struct {
+	table []atomic.Pointer[entry[K, V]] // a power of two
+
 	mu          sync.Mutex
 	limit       int64 // immutable
 	bytes       int64 // guarded by mu, as all below
 	smallBytes  int64
-	entries     map[K]*entry[K, V]
+	count       int // entries
 	small, main queue[K, V]
 	ghosts      map[K]uint64 // keys that left the small queue unasked, and when
 	ghostOrder  []ghost[K]   // from ghostHead on, oldest first; some no longer in ghosts
 	ghostHead   int
 	clock       uint64
-	spare       *entry[K, V] // linked by next
+	spare       *entry[K, V] // linked by next; of counted values only, whose chains nobody walks without mu
 }
 
 type ghost[K comparable] struct {
@@ -45,12 +54,24 @@ type ghost[K comparable] struct {
 }
 
 type entry[K comparable, V any] struct {
-	key        K
-	value      V
+	key   K // immutable while the entry is in a chain, as value
+	value V
+	chain atomic.Pointer[entry[K, V]]
+	freq  atomic.Uint32 // times asked for, up to maxFreq; counts that meet may be lost
+
+	slot       uint64 // of the table; guarded by mu, as all below
 	cost       int64
-	freq       uint8 // times asked for, up to 3
 	main       bool
 	prev, next *entry[K, V]
+}
+
+const maxFreq = 3
+
+// asked counts. An entry that is asked for all the time is not written to: its line stays in every core's cache.
+func (e *entry[K, V]) asked() {
+	if n := e.freq.Load(); n < maxFreq {
+		e.freq.Store(n + 1)
+	}
 }
 
 // queue is a list of entries, oldest first.
@@ -91,30 +112,46 @@ func New[K comparable, V any](limit int64) *Cache[K, V] {
 // for each that Get gives, release for each that the cache lets go. Who gets a value releases it.
 func NewCounted[K comparable, V any](limit int64, retain, release func(V)) *Cache[K, V] {
 	c := &Cache[K, V]{seed: maphash.MakeSeed(), retain: retain, release: release}
+	slots := 1
+	for int64(slots)*shards*bytesPerSlot < limit {
+		slots *= 2
+	}
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.limit = limit / shards
-		s.entries = make(map[K]*entry[K, V])
+		s.table = make([]atomic.Pointer[entry[K, V]], slots)
 		s.ghosts = make(map[K]uint64)
 	}
 	return c
 }
 
-func (c *Cache[K, V]) shard(k K) *shard[K, V] {
-	return &c.shards[maphash.Comparable(c.seed, k)%shards]
+// place is where a key belongs.
+func (c *Cache[K, V]) place(k K) (s *shard[K, V], slot uint64) {
+	h := maphash.Comparable(c.seed, k)
+	s = &c.shards[h%shards]
+	return s, h / shards % uint64(len(s.table))
+}
+
+func (s *shard[K, V]) find(slot uint64, k K) *entry[K, V] {
+	e := s.table[slot].Load()
+	for e != nil && e.key != k {
+		e = e.chain.Load()
+	}
+	return e
 }
 
 // Get gives the value kept under k.
-func (c *Cache[K, V]) Get(k K) (V, bool) {
-	s := c.shard(k)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	e, ok := s.entries[k]
-	if !ok {
-		var zero V
-		return zero, false
+func (c *Cache[K, V]) Get(k K) (v V, ok bool) {
+	s, slot := c.place(k)
+	if c.retain != nil { // between finding and retaining nobody may release
+		s.mu.Lock()
+		defer s.mu.Unlock()
 	}
-	e.freq = min(e.freq+1, 3)
+	e := s.find(slot, k)
+	if e == nil {
+		return v, false
+	}
+	e.asked()
 	if c.retain != nil {
 		c.retain(e.value)
 	}
@@ -123,11 +160,11 @@ func (c *Cache[K, V]) Get(k K) (V, bool) {
 
 // Put keeps v, of size bytes, under k, in place of what was there. A value larger than a shard is not kept.
 func (c *Cache[K, V]) Put(k K, v V, size int) {
-	s := c.shard(k)
+	s, slot := c.place(k)
 	cost := int64(size) + entryOverhead
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e, ok := s.entries[k]; ok {
+	if e := s.find(slot, k); e != nil {
 		c.remove(s, e)
 	}
 	if cost > s.limit {
@@ -145,7 +182,7 @@ func (c *Cache[K, V]) Put(k K, v V, size int) {
 	} else {
 		s.spare = e.next
 	}
-	*e = entry[K, V]{key: k, value: v, cost: cost}
+	e.key, e.value, e.cost, e.slot = k, v, cost, slot
 	if _, e.main = s.ghosts[k]; e.main {
 		delete(s.ghosts, k)
 		s.main.push(e)
@@ -154,7 +191,9 @@ func (c *Cache[K, V]) Put(k K, v V, size int) {
 		s.smallBytes += cost
 	}
 	s.bytes += cost
-	s.entries[k] = e
+	s.count++
+	e.chain.Store(s.table[slot].Load())
+	s.table[slot].Store(e)
 }
 
 // Clear lets every value go.
@@ -162,8 +201,10 @@ func (c *Cache[K, V]) Clear() {
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		for _, e := range s.entries {
-			c.remove(s, e)
+		for _, q := range []*queue[K, V]{&s.small, &s.main} {
+			for q.first != nil {
+				c.remove(s, q.first)
+			}
 		}
 		s.mu.Unlock()
 	}
@@ -189,8 +230,8 @@ func (c *Cache[K, V]) evict(s *shard[K, V]) {
 		return
 	}
 	e := s.main.first
-	if e.freq > 0 {
-		e.freq--
+	if n := e.freq.Load(); n > 0 {
+		e.freq.Store(n - 1)
 		s.main.remove(e)
 		s.main.push(e)
 		return
@@ -201,10 +242,11 @@ func (c *Cache[K, V]) evict(s *shard[K, V]) {
 // evictSmall moves the oldest to the main queue when it was asked for, else remembers its key alone.
 func (c *Cache[K, V]) evictSmall(s *shard[K, V]) {
 	e := s.small.first
-	if e.freq > 0 {
+	if e.freq.Load() > 0 {
 		s.small.remove(e)
 		s.smallBytes -= e.cost
-		e.freq, e.main = 0, true
+		e.freq.Store(0)
+		e.main = true
 		s.main.push(e)
 		return
 	}
@@ -217,7 +259,7 @@ func (s *shard[K, V]) remember(k K) {
 	s.clock++
 	s.ghosts[k] = s.clock
 	s.ghostOrder = append(s.ghostOrder, ghost[K]{k, s.clock})
-	for ; len(s.ghostOrder)-s.ghostHead > len(s.entries)+16; s.ghostHead++ {
+	for ; len(s.ghostOrder)-s.ghostHead > s.count+16; s.ghostHead++ {
 		if g := s.ghostOrder[s.ghostHead]; s.ghosts[g.key] == g.at {
 			delete(s.ghosts, g.key)
 		}
@@ -228,7 +270,7 @@ func (s *shard[K, V]) remember(k K) {
 	}
 }
 
-// remove lets an entry go; its place is kept for another.
+// remove lets an entry go; the place of a counted value is kept for another.
 func (c *Cache[K, V]) remove(s *shard[K, V], e *entry[K, V]) {
 	if e.main {
 		s.main.remove(e)
@@ -237,10 +279,20 @@ func (c *Cache[K, V]) remove(s *shard[K, V], e *entry[K, V]) {
 		s.smallBytes -= e.cost
 	}
 	s.bytes -= e.cost
-	delete(s.entries, e.key)
+	s.count--
+	s.unchain(e)
 	if c.release != nil {
 		c.release(e.value)
+		*e = entry[K, V]{next: s.spare}
+		s.spare = e
 	}
-	*e = entry[K, V]{next: s.spare}
-	s.spare = e
+}
+
+// unchain takes e out of its chain. e itself goes on leading to what is behind it, for who stands on it.
+func (s *shard[K, V]) unchain(e *entry[K, V]) {
+	p := &s.table[e.slot]
+	for p.Load() != e {
+		p = &p.Load().chain
+	}
+	p.Store(e.chain.Load())
 }
