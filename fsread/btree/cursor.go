@@ -58,6 +58,7 @@ type Cursor struct {
 	NoWait bool
 
 	tree   Tree
+	low    uint8 // from this level up to the root's, blocks and limits are one path
 	blocks [maxLevel]ondisk.Block
 	slots  [maxLevel]int
 	want   ondisk.Expect // reused from level to level
@@ -81,29 +82,71 @@ func (c *Cursor) Seek(ctx context.Context, t Tree, k ondisk.Key) error {
 	return c.seekMerged(ctx, k)
 }
 
-// seek is Seek among the tree's own items.
+// seek is Seek among the tree's own items. It goes down from the lowest block of the last path that k lies below:
+// blocks do not change, so what was checked once stays right.
 func (c *Cursor) seek(ctx context.Context, t Tree, k ondisk.Key) error {
 	if t.root.Level >= maxLevel {
 		return &ondisk.Error{Item: "tree root", Detail: fmt.Sprintf("tree %d has level %d", int64(t.id), t.root.Level)}
 	}
-	c.tree = t
-	c.want = t.r.expect
-	c.want.Logical, c.want.Generation, c.want.Level, c.want.Owner = t.root.Logical, t.root.Generation, t.root.Level, t.owner
-	c.want.MaxGeneration += t.newer
-	c.limits[t.root.Level] = limit{}
-	for level := t.root.Level; ; level-- {
-		b, err := t.r.block(ctx, t.id, &c.want, !c.NoWait)
-		if err != nil {
+	if c.tree != t || c.blocks[t.root.Level] == nil {
+		if err := c.start(ctx, t); err != nil {
 			return err
 		}
-		c.blocks[level], c.slots[level] = b, b.Search(k)
+	}
+	level := c.low
+	for level < t.root.Level && !c.covers(level, k) {
+		level++
+	}
+	for {
+		c.slots[level] = c.blocks[level].Search(k)
 		if level == 0 {
 			return nil
 		}
 		c.slots[level] = max(c.slots[level], 0)
+		c.low = level
 		c.expectChild(level)
+		b, err := t.r.block(ctx, t.id, &c.want, !c.NoWait)
+		if err != nil {
+			return err
+		}
+		level--
+		c.low, c.blocks[level] = level, b
 	}
 }
+
+// start takes the root of a tree that the cursor was not in.
+func (c *Cursor) start(ctx context.Context, t Tree) error {
+	c.tree, c.low = t, t.root.Level
+	clear(c.blocks[:])
+	c.want = t.r.expect
+	c.want.Logical, c.want.Generation, c.want.Level, c.want.Owner = t.root.Logical, t.root.Generation, t.root.Level, t.owner
+	c.want.MaxGeneration += t.newer
+	c.limits[t.root.Level] = limit{}
+	b, err := t.r.block(ctx, t.id, &c.want, !c.NoWait)
+	c.blocks[t.root.Level] = b
+	return err
+}
+
+// covers says whether k is among the keys that can only lie below the path's block of this level.
+func (c *Cursor) covers(level uint8, k ondisk.Key) bool {
+	b, l := c.blocks[level], c.limits[level]
+	return b.Len() > 0 && b.Key(0).Compare(k) <= 0 && (!l.has || k.Compare(l.key) < 0)
+}
+
+// Rest lets go of every block but the root, which the cursor then begins with. A cursor that is kept for later
+// keeps no more memory alive than that.
+func (c *Cursor) Rest() {
+	if c.tree.r == nil {
+		return
+	}
+	top := c.tree.root.Level
+	clear(c.blocks[:top])
+	c.low, c.merge = top, merge{}
+}
+
+// End is the key that everything in the leaf which the last Seek led to stays below, among the tree's own items; false
+// when it is the last leaf.
+func (c *Cursor) End() (ondisk.Key, bool) { return c.limits[0].key, c.limits[0].has }
 
 // expectChild makes c.want what the slot of this level says about its child.
 func (c *Cursor) expectChild(level uint8) {
@@ -150,7 +193,7 @@ func (c *Cursor) descend(ctx context.Context, level uint8) (bool, error) {
 		c.expectChild(l)
 		b, err := c.tree.r.block(ctx, c.tree.id, &c.want, !c.NoWait)
 		if err != nil {
-			c.blocks, c.slots = blocks, slots
+			c.blocks, c.slots, c.low = blocks, slots, level // limits below it are those of where it did not go
 			return false, err
 		}
 		c.blocks[l-1] = b
@@ -159,9 +202,10 @@ func (c *Cursor) descend(ctx context.Context, level uint8) (bool, error) {
 		}
 	}
 	if c.blocks[0].Len() == 0 {
-		c.blocks, c.slots = blocks, slots
+		c.blocks, c.slots, c.low = blocks, slots, level
 		return false, &ondisk.Error{Item: "tree block", Detail: fmt.Sprintf("tree %d: empty leaf below a node", int64(c.tree.id))}
 	}
+	c.low = 0
 	c.slots[0] = 0
 	return true, nil
 }
