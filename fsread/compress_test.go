@@ -217,7 +217,7 @@ func TestCompressedFaults(t *testing.T) {
 
 // TestSmallCache reads compressed files at random through a cache that holds a few extents only.
 func TestSmallCache(t *testing.T) {
-	rng := seed(t)
+	rng := fsreadtest.Seed(t)
 	f := mustOpen(t, newRig(t, fsreadtest.Load(t, "zstd")), Options{CacheBytes: 1})
 	truth := files(t, f, 4<<20)
 	for range 3 {

@@ -139,7 +139,7 @@ func TestRuinedCopies(t *testing.T) {
 	for _, name := range []string{"dup", "raid1-2", "raid1c3", "raid1c4", "raid10"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			img := fsreadtest.Load(t, imageName(t, name))
 			r := newRig(t, img)
 			f := mustOpen(t, r, Options{})

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -182,19 +180,6 @@ func eachFile(f *FS, fn func(path string, file *File) error) error {
 		return err
 	}
 	return walk("", root)
-}
-
-// seed gives the seed of random tests: BTREXPORT_SEED or a new one, printed when the test fails.
-func seed(t testing.TB) *rand.Rand {
-	s := rand.Uint64()
-	if v := os.Getenv("BTREXPORT_SEED"); v != "" {
-		var err error
-		if s, err = strconv.ParseUint(v, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("BTREXPORT_SEED=%d", s)
-	return rand.New(rand.NewPCG(s, 0))
 }
 
 // typed says whether an error is of the kinds that are promised for bad disks.

@@ -29,7 +29,7 @@ func TestRandomRanges(t *testing.T) {
 	for _, name := range smallNames(fsreadtest.Names(t)) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			f := mustOpen(t, newRig(t, fsreadtest.Load(t, name)), Options{})
 			truth := files(t, f, 64<<20)
 			if err := eachFile(f, func(path string, file *File) error {
@@ -170,7 +170,7 @@ func TestSubmitRefuses(t *testing.T) {
 // TestColdReads reads with a cache that holds next to nothing, so that planners do the planning.
 func TestColdReads(t *testing.T) {
 	f := mustOpen(t, newRig(t, fsreadtest.Load(t, imageName(t, "deep"))), Options{CacheBytes: 1})
-	rng := seed(t)
+	rng := fsreadtest.Seed(t)
 	if err := eachFile(f, func(path string, file *File) error {
 		if file.size == 0 || file.size > 64<<20 || rng.IntN(20) > 0 && file.size < 1<<20 {
 			return nil

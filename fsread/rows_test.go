@@ -110,7 +110,7 @@ func TestRowsWrongDevices(t *testing.T) {
 	for name, most := range rowImages(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			img := fsreadtest.Load(t, name)
 			truth := files(t, mustOpen(t, newRig(t, img), Options{}), 64<<20)
 			eachLoss(len(img.Devices), most, func(what string, gone []int) {
@@ -176,7 +176,7 @@ func allZero(b []byte) bool {
 func TestRowsPulled(t *testing.T) {
 	for _, name := range []string{"raid5", "raid5-5", "raid6", "raid6-6"} {
 		for _, cause := range []error{nil, syscall.EIO} {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			img := fsreadtest.Load(t, name)
 			r := newRig(t, img)
 			f := mustOpen(t, r, Options{CacheBytes: 1})
@@ -195,7 +195,7 @@ func TestHangingDevice(t *testing.T) {
 	for _, name := range []string{"raid1-2", "raid1c3", "raid10-4", "raid5-4", "raid6-5"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			img := fsreadtest.Load(t, imageName(t, name))
 			r := newRig(t, img)
 			truth := files(t, mustOpen(t, newRig(t, img), Options{}), 4<<20)
@@ -219,7 +219,7 @@ func TestTruncatedDevice(t *testing.T) {
 	for _, name := range []string{"raid1-2", "raid10-4", "raid5-4", "raid6"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			img := fsreadtest.Load(t, imageName(t, name))
 			truth := files(t, mustOpen(t, newRig(t, img), Options{}), 4<<20)
 			cut := img.Devices[rng.IntN(len(img.Devices))]

@@ -185,7 +185,7 @@ func TestStripeTree(t *testing.T) {
 	for _, l := range layouts() {
 		for _, flags := range []uint64{0, ondisk.InodeNoDataSum} {
 			t.Run(fmt.Sprintf("%s flags %d", l.name, flags), func(t *testing.T) {
-				r := seed(t)
+				r := fsreadtest.Seed(t)
 				b := newStripeBuilder(t, ondisk.BlockGroupData|l.typ, l.chunk...)
 				p := noise(r, 320<<10)
 				b.scatter(r, scatterStart+4096, p, l.copies)
@@ -236,7 +236,7 @@ func TestStripeTreeIsNotAsked(t *testing.T) {
 				devs = devs[:1]
 			}
 			b := newStripeBuilder(t, typ, devs...)
-			want := noise(seed(t), 64<<10)
+			want := noise(fsreadtest.Seed(t), 64<<10)
 			b.item(scatterStart, zeroes, devs...)
 			for _, d := range devs {
 				copy(b.disks[d][wrongPlace:], want)
@@ -257,7 +257,7 @@ func TestStripeTreeGap(t *testing.T) {
 	for _, l := range layouts() {
 		for _, place := range []string{"first", "middle", "last"} {
 			t.Run(l.name+" "+place, func(t *testing.T) {
-				r := seed(t)
+				r := fsreadtest.Seed(t)
 				b := newStripeBuilder(t, ondisk.BlockGroupData|l.typ, l.chunk...)
 				p := noise(r, 128<<10)
 				b.scatter(r, scatterStart, p, l.copies)
@@ -334,7 +334,7 @@ func TestStripeTreeRepairs(t *testing.T) {
 func TestStripeTreeMissingDevice(t *testing.T) {
 	for _, l := range layouts() {
 		t.Run(l.name, func(t *testing.T) {
-			r := seed(t)
+			r := fsreadtest.Seed(t)
 			b := newStripeBuilder(t, ondisk.BlockGroupData|l.typ, l.chunk...)
 			p := noise(r, 128<<10)
 			b.scatter(r, scatterStart, p, l.copies)
@@ -355,7 +355,7 @@ func TestStripeTreeMissingDevice(t *testing.T) {
 // TestStripeTreeUnknownDevice: a devid that the chunk tree does not know is a missing device.
 func TestStripeTreeUnknownDevice(t *testing.T) {
 	b := newStripeBuilder(t, ondisk.BlockGroupData|ondisk.BlockGroupRAID1, 1, 2)
-	p := noise(seed(t), 64<<10)
+	p := noise(fsreadtest.Seed(t), 64<<10)
 	b.item(scatterStart, p[:32<<10], 7, 2)
 	b.item(scatterStart+32<<10, p[32<<10:], 7, 8)
 	b.sums(scatterStart, p)
@@ -370,7 +370,7 @@ func TestStripeTreeCompressed(t *testing.T) {
 		for _, flags := range []uint64{0, ondisk.InodeNoDataSum} {
 			for _, gap := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s flags %d gap %t", l.name, flags, gap), func(t *testing.T) {
-					r := seed(t)
+					r := fsreadtest.Seed(t)
 					b := newStripeBuilder(t, ondisk.BlockGroupData|l.typ, l.chunk...)
 					want := cat(noise(r, 90<<10), bytes.Repeat([]byte{7}, 38<<10))
 					frame := deflated(t, want)
@@ -513,7 +513,7 @@ func TestStripeTreeAllocatesNothing(t *testing.T) {
 		t.Skip("sync.Pool forgets at random under the race detector")
 	}
 	b := newStripeBuilder(t, ondisk.BlockGroupData|ondisk.BlockGroupRAID1, 1, 2)
-	r := seed(t)
+	r := fsreadtest.Seed(t)
 	p := noise(r, 128<<10)
 	b.scatter(r, scatterStart, p, always(1, 2))
 	b.sums(scatterStart, p)

@@ -96,7 +96,7 @@ func TestVerifyFindsRuined(t *testing.T) {
 	for _, name := range []string{"dup", "raid1-2", "raid1c3", "raid1c4", "raid10-4", "raid5", "raid6"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			img := fsreadtest.Load(t, imageName(t, name))
 			r := newRig(t, img)
 			f := mustOpen(t, r, Options{})
@@ -396,7 +396,7 @@ func TestVerifyCompressed(t *testing.T) {
 func TestVerifyStripeTree(t *testing.T) {
 	for _, l := range layouts() {
 		t.Run(l.name, func(t *testing.T) {
-			r := seed(t)
+			r := fsreadtest.Seed(t)
 			b := newStripeBuilder(t, ondisk.BlockGroupData|l.typ, l.chunk...)
 			p := noise(r, 256<<10)
 			b.scatter(r, scatterStart, p, l.copies)
@@ -483,7 +483,7 @@ func TestVerifyUnmapped(t *testing.T) {
 
 // TestSpans holds the set against a map of addresses.
 func TestSpans(t *testing.T) {
-	rng := seed(t)
+	rng := fsreadtest.Seed(t)
 	for range 200 {
 		var s spans
 		truth := map[uint64]bool{}

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
+
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
 )
 
 // mul multiplies in GF(2^8) bit by bit, by nothing but the polynomial.
@@ -44,21 +44,9 @@ func row(rng *rand.Rand, data, parity, n int) [][]byte {
 	return cols[:data+parity]
 }
 
-func random(t *testing.T) *rand.Rand {
-	s := rand.Uint64()
-	if v := os.Getenv("BTREXPORT_SEED"); v != "" {
-		var err error
-		if s, err = strconv.ParseUint(v, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("BTREXPORT_SEED=%d", s)
-	return rand.New(rand.NewPCG(s, 0))
-}
-
 // Every data column, with every set of other columns unknown: rebuilt where parity allows it, else refused.
 func TestRebuild(t *testing.T) {
-	rng := random(t)
+	rng := fsreadtest.Seed(t)
 	for parity := 1; parity <= 2; parity++ {
 		for data := 1; data <= 6; data++ {
 			t.Run(fmt.Sprintf("%d+%d", data, parity), func(t *testing.T) {
@@ -107,7 +95,7 @@ func checkRebuild(t *testing.T, c *Code, cols [][]byte, want, lost int) {
 
 // The most columns that are taken still compute right, and one more is refused.
 func TestWide(t *testing.T) {
-	rng := random(t)
+	rng := fsreadtest.Seed(t)
 	c, err := New(MaxData, 2)
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +119,7 @@ func TestWide(t *testing.T) {
 }
 
 func TestCompute(t *testing.T) {
-	rng := random(t)
+	rng := fsreadtest.Seed(t)
 	for parity := 1; parity <= 2; parity++ {
 		for _, data := range []int{1, 2, 5, 33} {
 			c, err := New(data, parity)

@@ -5,9 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -282,17 +279,4 @@ func (q *result) mustHold(t testing.TB, lost ...int) {
 	if !bytes.Equal(q.Buf, want) {
 		t.Error("wrong bytes")
 	}
-}
-
-// seed gives the seed of random tests: BTREXPORT_SEED or a new one, printed when the test fails.
-func seed(t testing.TB) *rand.Rand {
-	s := rand.Uint64()
-	if v := os.Getenv("BTREXPORT_SEED"); v != "" {
-		var err error
-		if s, err = strconv.ParseUint(v, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("BTREXPORT_SEED=%d", s)
-	return rand.New(rand.NewPCG(s, 0))
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/btrexport/btrexport/devio/faultdev"
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
@@ -36,7 +37,7 @@ func TestHang(t *testing.T) {
 		}
 		for n := 1; n <= s.survives(); n++ {
 			t.Run(fmt.Sprintf("%s, %d hang", s, n), func(t *testing.T) {
-				rng := seed(t)
+				rng := fsreadtest.Seed(t)
 				r := slowRig(t, s, 5)
 				for _, i := range rng.Perm(s.stripes)[:n] {
 					r.devs[i].Hang(faultdev.All())
@@ -135,7 +136,7 @@ func TestLateColumn(t *testing.T) {
 // TestAllLate has every device take longer than the limit: the first answer serves, whatever is known of columns.
 func TestAllLate(t *testing.T) {
 	for _, s := range []shape{{ondisk.RAID1, 2}, {ondisk.RAID10, 4}, {ondisk.RAID5, 3}, {ondisk.RAID6, 4}, {ondisk.RAID6, 6}, {ondisk.RAID1C3, 3}} {
-		rng := seed(t)
+		rng := fsreadtest.Seed(t)
 		for _, judge := range []bool{false, true} {
 			for _, verified := range []bool{true, false} {
 				r := slowRig(t, s, 3)
@@ -238,7 +239,7 @@ func TestDoubt(t *testing.T) {
 func TestLateStorm(t *testing.T) {
 	for _, s := range []shape{{ondisk.RAID1, 2}, {ondisk.RAID1C3, 3}, {ondisk.RAID10, 4}, {ondisk.RAID5, 3}, {ondisk.RAID6, 5}} {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			r := slowRig(t, s, 12)
 			sick := r.devs[rng.IntN(s.stripes)] // one at a time, so that nothing may be lost
 			var clients sync.WaitGroup

@@ -12,6 +12,7 @@ import (
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/devio/faultdev"
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
@@ -31,7 +32,7 @@ func rows() (out []shape) {
 func TestRows(t *testing.T) {
 	for _, s := range rows() {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			for range 4 {
 				r := newRig(t, s, 3*s.stripes, faultdev.Shuffled(rng.Uint64()))
 				lost := r.ruinRows(rng)
@@ -97,7 +98,7 @@ func lostIn(lost []int, off, n int) (out []int) {
 func TestEveryPairOfColumns(t *testing.T) {
 	for _, s := range rows() {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			for a := range s.stripes {
 				for b := range a + 1 { // a == b: one column
 					if a != b && s.parities() < 2 {
@@ -128,7 +129,7 @@ func TestEveryPairOfColumns(t *testing.T) {
 func TestMissingPairs(t *testing.T) {
 	for _, s := range rows() {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			for gone := range 1 << s.stripes {
 				r := newRig(t, s, 4)
 				n := 0
@@ -195,7 +196,7 @@ func TestRebuildReads(t *testing.T) {
 func TestOneWrongColumn(t *testing.T) {
 	for _, s := range rows() {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			r := newRig(t, s, 6)
 			met := map[uint64]int{}
 			for row := 0; row < len(r.data); row += r.c.data() * stripeLen {
@@ -234,7 +235,7 @@ func TestSplitRows(t *testing.T) {
 	const node = 16 << 10
 	for _, s := range rows() {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			for range 40 {
 				r := newRig(t, s, 4)
 				off := (1+rng.IntN(len(r.data)/stripeLen-1))*stripeLen - testUnit*(1+rng.IntN(3))

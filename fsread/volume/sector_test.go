@@ -5,12 +5,13 @@ import (
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/devio/faultdev"
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
 )
 
 // TestLargeSectors reads in sectors of 8 to 64 KiB, one copy of each ruined where there are more: what is
 // checked, read again and lost is a sector, and none is lost here.
 func TestLargeSectors(t *testing.T) {
-	rng := seed(t)
+	rng := fsreadtest.Seed(t)
 	for _, unit := range []int{8 << 10, 16 << 10, 64 << 10} {
 		for _, s := range shapes() {
 			r := newRig(t, s, 6)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/devio/faultdev"
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
 	"github.com/btrexport/btrexport/fsread/ondisk"
 )
 
@@ -195,7 +196,7 @@ func TestAuditFindsEach(t *testing.T) {
 			continue
 		}
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			r := newRig(t, s, 6, faultdev.Shuffled(rng.Uint64()))
 			want := map[spot]State{}
 			for _, l := range r.stored() {
@@ -256,7 +257,7 @@ func (r *rig) sameSpots(list []*audited, want map[spot]State) {
 func TestAuditOneRange(t *testing.T) {
 	for _, s := range shapes() {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			r := newRig(t, s, 6)
 			bad := map[spot]bool{}
 			for _, l := range r.stored() {

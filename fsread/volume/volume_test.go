@@ -18,7 +18,7 @@ import (
 func TestReadEveryShape(t *testing.T) {
 	for _, s := range shapes() {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			r := newRig(t, s, 7, faultdev.Shuffled(rng.Uint64()))
 			for range 60 {
 				var ranges [][2]int
@@ -140,7 +140,7 @@ func (r *rig) at(off int, m Mirror) (*faultdev.Dev, devio.Physical) {
 func TestOneBadCopy(t *testing.T) {
 	for _, s := range redundant() {
 		t.Run(s.String(), func(t *testing.T) {
-			rng := seed(t)
+			rng := fsreadtest.Seed(t)
 			r := newRig(t, s, 6)
 			rules := map[*faultdev.Rule]uint64{}
 			for off := 0; off < len(r.data); off += testUnit {
