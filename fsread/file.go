@@ -17,6 +17,7 @@ type File struct {
 	size uint64
 	// noSums: the inode has NODATASUM, so its data have no checksums to hold them against.
 	noSums bool
+	ahead  ahead
 }
 
 // File opens a regular file for reading. Errors: ErrIsDir, ErrNotRegular, ondisk.ErrCorrupt for a size

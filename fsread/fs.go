@@ -66,6 +66,7 @@ type FS struct {
 	life     context.Context // ends with Close: for reads that must wait for tree blocks
 	end      context.CancelCauseFunc
 	planners crew[*Read] // plan reads whose tree blocks are not cached
+	lookers  crew[look]  // read tree blocks that streams are coming to
 	inflater *inflater
 	submit   sync.Pool // of *submission
 }
@@ -94,6 +95,7 @@ func Open(ctx context.Context, devs []volume.Device, o Options) (*FS, error) {
 	}
 	fs.life, fs.end = context.WithCancelCause(context.Background())
 	fs.planners.limit, fs.planners.work = maxPlanners, fs.planWaiting
+	fs.lookers.limit, fs.lookers.work = maxLookers, fs.lookWaiting
 	fs.inflater = newInflater(fs, fs.cacheBytes()-fs.treeCache())
 	fs.submit.New = func() any { return &submission{} }
 	return fs, nil
@@ -237,6 +239,7 @@ func (fs *FS) Close() error {
 	}
 	closing.Wait()
 	fs.planners.close()
+	fs.lookers.close()
 	fs.inflater.close()
 	if fs.own {
 		fs.pool.Close()

@@ -26,8 +26,17 @@ func (fs *FS) planWaiting(r *Read) {
 
 // plan lays out the window: zeroes and inline bytes are put in place, extents become pieces with the
 // checksums of their sectors and, where that maps them, their part of the stripe tree. noWait: answer
-// btree.ErrNotCached rather than read a tree block. It may be called again after an error, and starts afresh.
+// btree.ErrNotCached rather than read a tree block. It may be called again after an error, and starts afresh. What it
+// keeps for the next use holds no tree blocks but roots.
 func (r *Read) plan(ctx context.Context, noWait bool) error {
+	err := r.layOut(ctx, noWait)
+	r.walk.cur.Rest()
+	r.sumCur.Rest()
+	r.stripeCur.Rest()
+	return err
+}
+
+func (r *Read) layOut(ctx context.Context, noWait bool) error {
 	r.used = 0
 	r.sums.reset()
 	r.stripes = r.stripes[:0]
@@ -62,6 +71,14 @@ func (r *Read) plan(ctx context.Context, noWait bool) error {
 
 // addPiece plans the read of b, which lies at at of the read's buffer: len(b) bytes at logical.
 func (r *Read) addPiece(ctx context.Context, logical ondisk.Logical, at int, b []byte) error {
+	if p := r.continued(logical, at); p != nil {
+		p.n += len(b)
+		p.Buf = r.buf.B[p.at : p.at+p.n]
+		if r.file.noSums {
+			return nil
+		}
+		return r.loadSums(ctx, logical, len(b)/p.Unit)
+	}
 	p, err := r.newPiece(at, len(b))
 	if err != nil {
 		return err
@@ -76,6 +93,22 @@ func (r *Read) addPiece(ctx context.Context, logical ondisk.Logical, at int, b [
 		return nil
 	}
 	return r.loadSums(ctx, logical, len(b)/p.Unit)
+}
+
+// continued gives the last piece if it ends where another is to start, in the file as on the disk: extents are cut
+// where they were written or overwritten, though what is left of them may still lie side by side.
+func (r *Read) continued(logical ondisk.Logical, at int) *piece {
+	if r.used == 0 {
+		return nil
+	}
+	p := r.pieces[r.used-1]
+	if p.extent != (extentKey{}) || p.Stripes != nil || p.at+p.n != at || p.Logical+ondisk.Logical(p.n) != logical {
+		return nil
+	}
+	if r.file.fs.vol.UsesStripeTree(logical) {
+		return nil // its items are for one piece
+	}
+	return p
 }
 
 // addCompressed takes a part of a compressed extent from the cache, or plans the read of all of it.

@@ -42,6 +42,8 @@ type Read struct {
 
 	zeroes []Span // of the range, that nothing is stored for
 
+	seen uint64 // where its last use ended, in whatever file: says whether it belongs to a stream
+
 	pending atomic.Int32 // pieces under way, and one for whoever submits
 	mu      sync.Mutex
 	lost    []LostRange // guarded by mu while pieces are under way
@@ -92,8 +94,13 @@ func (r *Read) addZeroes(off, n uint64) {
 	r.zeroes = append(r.zeroes, Span{Off: from, Len: to - from})
 }
 
-// maxKept bounds the list of zeroes that a Read keeps for its next use.
-const maxKept = 64
+// maxKept bounds the list of zeroes that a Read keeps for its next use, and maxKeptPieces its pieces and their part of
+// the stripe tree (those of 2 MiB of a file in fragments of 4 KiB), and maxKeptSums its checksums.
+const (
+	maxKept       = 64
+	maxKeptPieces = 512
+	maxKeptSums   = 4096 // sectors
+)
 
 // Release gives the payload back. It must be called once for each Read that was done, failed or not.
 func (r *Read) Release() {
@@ -103,6 +110,12 @@ func (r *Read) Release() {
 	}
 	if cap(r.zeroes) > maxKept {
 		r.zeroes = nil
+	}
+	if len(r.pieces) > maxKeptPieces || cap(r.stripes) > maxKeptPieces {
+		r.pieces, r.stripes = nil, nil
+	}
+	if cap(r.sums.have) > maxKeptSums {
+		r.sums = sums{}
 	}
 	r.file = nil
 }
@@ -187,16 +200,24 @@ func (r *Read) lostError() error {
 }
 
 // submission is what one Submit gathers for the volume; kept for the next.
-type submission struct{ reqs []*volume.Request }
+type submission struct {
+	reqs  []*volume.Request
+	scout scout
+}
 
 // Submit starts the reads of a batch, together. It waits for no disk, except perhaps for a lone small
 // read: what needs tree blocks that are not cached is planned elsewhere. The slice may be reused after.
 func (f *File) Submit(batch []*Read) {
 	s := f.fs.submit.Get().(*submission)
+	var next look
+	var more bool
 	for _, r := range batch {
 		if err := r.start(f); err != nil {
 			r.fail(err)
 			continue
+		}
+		if l, ok := r.follow(f); ok {
+			next, more = l, true
 		}
 		if err := r.plan(f.fs.life, true); err == btree.ErrNotCached {
 			if !f.fs.planners.add(r) {
@@ -209,6 +230,9 @@ func (f *File) Submit(batch []*Read) {
 		}
 	}
 	s.submit(f.fs.vol)
+	if more {
+		s.scout.lookAhead(next)
+	}
 	f.fs.submit.Put(s)
 }
 

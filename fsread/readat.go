@@ -65,13 +65,15 @@ type stream struct {
 	f     *File
 	off   uint64 // of the next read to start
 	left  int    // bytes not started
+	seen  uint64 // where the read before the next one started; 0: there was none
 	queue []*waiting
 }
 
 func (s *stream) next(ctx context.Context) (*waiting, error) {
 	for len(s.queue) < depth && s.left > 0 {
 		w := &waiting{done: make(chan struct{}, 1)}
-		w.Off, w.Len, w.Done = s.off, min(s.left, chunkSize), w
+		w.Off, w.Len, w.Done, w.seen = s.off, min(s.left, chunkSize), w, s.seen
+		s.seen = s.off
 		s.off, s.left = s.off+uint64(w.Len), s.left-w.Len
 		s.queue = append(s.queue, w)
 		s.f.Submit([]*Read{&w.Read})
