@@ -147,16 +147,17 @@ func (w *walker) emit(s Segment) Segment {
 // Extents calls f for every part of the file from the sector of off on, without gap, to its end rounded up
 // to the sector. Inline bytes alias a cached block: they are immutable. Errors: of fn, of ctx, *LayoutError.
 func (f *File) Extents(ctx context.Context, off uint64, fn func(Segment) error) error {
-	return f.extents(ctx, off, false, fn)
+	return f.walk(ctx, off, false, func(_ *walker, s Segment) error { return fn(s) })
 }
 
 // CachedExtents is Extents without waiting for a disk: ErrNotCached where a tree block would have to be read,
 // perhaps after some calls of fn.
 func (f *File) CachedExtents(off uint64, fn func(Segment) error) error {
-	return f.extents(f.fs.life, off, true, fn)
+	return f.walk(f.fs.life, off, true, func(_ *walker, s Segment) error { return fn(s) })
 }
 
-func (f *File) extents(ctx context.Context, off uint64, noWait bool, fn func(Segment) error) error {
+// walk calls fn with the walker still on each segment's item.
+func (f *File) walk(ctx context.Context, off uint64, noWait bool, fn func(w *walker, s Segment) error) error {
 	ss := uint64(f.fs.super.SectorSize)
 	var w walker
 	w.begin(f, off/ss*ss, roundUp(f.size, ss), noWait)
@@ -168,7 +169,7 @@ func (f *File) extents(ctx context.Context, off uint64, noWait bool, fn func(Seg
 		if !ok {
 			return nil
 		}
-		if err := fn(s); err != nil {
+		if err := fn(&w, s); err != nil {
 			return err
 		}
 	}

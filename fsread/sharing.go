@@ -42,27 +42,16 @@ func (f *File) Sharing(ctx context.Context, fn func(s Segment, shared bool) erro
 	}
 	sh := &sharing{f: f, blocks: make(map[ondisk.Logical]bool)}
 	sh.extents = f.fs.reader.Tree(ondisk.TreeExtent, btree.Pointer{Logical: ri.Bytenr, Generation: ri.Generation, Level: ri.Level})
-	var w walker
-	w.begin(f, 0, roundUp(f.size, uint64(f.fs.super.SectorSize)), false)
-	for {
-		s, ok, err := w.next(ctx)
-		if err != nil {
-			return w.layoutError(ctx, err)
-		}
-		if !ok {
+	return f.walk(ctx, 0, false, func(w *walker, seg Segment) error {
+		if seg.Extent.DiskBytenr == 0 {
 			return nil
 		}
-		if s.Extent.DiskBytenr == 0 {
-			continue
-		}
-		shared, err := sh.shared(ctx, &s.Extent, w.cur.Path())
+		shared, err := sh.shared(ctx, &seg.Extent, w.cur.Path())
 		if err != nil {
-			return fmt.Errorf("inode %d offset %d: %w", f.ino, s.Off, err)
+			return fmt.Errorf("inode %d offset %d: %w", f.ino, seg.Off, err)
 		}
-		if err := fn(s, shared); err != nil {
-			return err
-		}
-	}
+		return fn(seg, shared)
+	})
 }
 
 // shared says whether an extent is, whose item lies in the first block of path.

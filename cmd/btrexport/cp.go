@@ -80,19 +80,11 @@ func (a *app) cp(ctx context.Context, dev *deviceFlags, from, dest string, o cpO
 		return err
 	}
 	defer p.stop()
-	fs, err := dev.open(ctx, a.log, stats)
+	fs, file, mode, err := dev.openFile(ctx, a.log, stats, from)
 	if err != nil {
 		return err
 	}
 	defer fs.Close()
-	sv, err := subvolume(ctx, fs, dev.subvol, dev.subvolID)
-	if err != nil {
-		return err
-	}
-	file, mode, err := openFile(ctx, sv, from)
-	if err != nil {
-		return err
-	}
 	start := time.Now()
 	var lost *losses
 	var skip func(*fsread.LayoutError) error
@@ -141,19 +133,6 @@ func (a *app) objects(toStdout bool) io.Writer {
 		return a.err // standard output has the file
 	}
 	return a.out
-}
-
-// openFile opens a regular file and gives its permissions.
-func openFile(ctx context.Context, sv *fsread.Subvolume, path string) (*fsread.File, os.FileMode, error) {
-	n, err := sv.Resolve(ctx, path)
-	if err != nil {
-		return nil, 0, err
-	}
-	f, err := n.File()
-	if err != nil {
-		return nil, 0, &fsread.PathError{Path: path, Err: err}
-	}
-	return f, n.Mode().Perm(), nil
 }
 
 // destination gives the name of the file to write, and refuses what cp must not touch.

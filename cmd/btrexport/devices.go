@@ -237,3 +237,34 @@ func (id noSubvolume) Error() string {
 }
 
 func (noSubvolume) Unwrap() error { return fsread.ErrNotExist }
+
+// openFile opens the filesystem of the flags, which is the caller's to close, and a regular file of the subvolume that they
+// name, and gives the file's permissions.
+func (f *deviceFlags) openFile(ctx context.Context, log *slog.Logger, stats volume.Stats, path string) (*fsread.FS, *fsread.File, os.FileMode, error) {
+	fs, err := f.open(ctx, log, stats)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	file, mode, err := f.regular(ctx, fs, path)
+	if err != nil {
+		fs.Close()
+		return nil, nil, 0, err
+	}
+	return fs, file, mode, nil
+}
+
+func (f *deviceFlags) regular(ctx context.Context, fs *fsread.FS, path string) (*fsread.File, os.FileMode, error) {
+	sv, err := subvolume(ctx, fs, f.subvol, f.subvolID)
+	if err != nil {
+		return nil, 0, err
+	}
+	n, err := sv.Resolve(ctx, path)
+	if err != nil {
+		return nil, 0, err
+	}
+	file, err := n.File()
+	if err != nil {
+		return nil, 0, &fsread.PathError{Path: path, Err: err}
+	}
+	return file, n.Mode().Perm(), nil
+}

@@ -163,14 +163,10 @@ func (l *lister) dir(ctx context.Context, path string, n *fsread.Node) error {
 
 // read gives a directory's entries by name, and the directories among them that are to be listed.
 func (l *lister) read(ctx context.Context, path string, n *fsread.Node) (rows, dirs []row) {
-	var entries []fsread.Entry
-	if err := n.ReadDir(ctx, func(e fsread.Entry) error {
-		entries = append(entries, e)
-		return nil
-	}); err != nil {
+	entries, err := sortedEntries(ctx, n, func(*fsread.Entry) bool { return true })
+	if err != nil {
 		l.fail(path, err)
 	}
-	slices.SortFunc(entries, func(a, b fsread.Entry) int { return strings.Compare(a.Name, b.Name) })
 	for i := range entries {
 		e := &entries[i]
 		r := l.entry(ctx, strings.TrimSuffix(path, "/")+"/"+e.Name, e)
@@ -180,6 +176,19 @@ func (l *lister) read(ctx context.Context, path string, n *fsread.Node) (rows, d
 		}
 	}
 	return rows, dirs
+}
+
+// sortedEntries gives the entries of a directory that keep wants, by name; with an error those read before it.
+func sortedEntries(ctx context.Context, n *fsread.Node, keep func(*fsread.Entry) bool) ([]fsread.Entry, error) {
+	var entries []fsread.Entry
+	err := n.ReadDir(ctx, func(e fsread.Entry) error {
+		if keep(&e) {
+			entries = append(entries, e)
+		}
+		return nil
+	})
+	slices.SortFunc(entries, func(a, b fsread.Entry) int { return strings.Compare(a.Name, b.Name) })
+	return entries, err
 }
 
 // entry reads an entry's inode where the listing needs it.

@@ -34,19 +34,11 @@ func (a *app) mapCommand() *cobra.Command {
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ctx := cmd.Context()
-		fs, err := dev.open(ctx, a.log, nil)
+		fs, file, _, err := dev.openFile(ctx, a.log, nil, args[0])
 		if err != nil {
 			return err
 		}
 		defer fs.Close()
-		sv, err := subvolume(ctx, fs, dev.subvol, dev.subvolID)
-		if err != nil {
-			return err
-		}
-		file, _, err := openFile(ctx, sv, args[0])
-		if err != nil {
-			return err
-		}
 		m := &mapper{ctx: ctx, path: args[0], file: file, copies: fs.Copies, exact: exact}
 		if a.json {
 			return m.printJSON(a.out)

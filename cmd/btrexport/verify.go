@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -297,16 +296,10 @@ func (w *fileWalk) dir(ctx context.Context, path string, n *fsread.Node) error {
 	} else {
 		w.dirs[id] = true
 	}
-	var entries []fsread.Entry
-	if err := n.ReadDir(ctx, func(e fsread.Entry) error {
-		if e.Type == 0 || e.Type == fs.ModeDir {
-			entries = append(entries, e)
-		}
-		return nil
-	}); err != nil {
+	entries, err := sortedEntries(ctx, n, func(e *fsread.Entry) bool { return e.Type == 0 || e.Type == fs.ModeDir })
+	if err != nil {
 		w.fail(path, err)
 	}
-	slices.SortFunc(entries, func(a, b fsread.Entry) int { return strings.Compare(a.Name, b.Name) })
 	for i := range entries {
 		name := strings.TrimSuffix(path, "/") + "/" + entries[i].Name
 		child, err := entries[i].Node(ctx)
