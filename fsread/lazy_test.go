@@ -53,7 +53,9 @@ func newLazy(size uint64, n int, sectors uint64, extent func(i int) (uint64, ond
 	sb := l.sb
 	sb.NodeSize, sb.TotalBytes, sb.Dev.TotalBytes = 16<<10, lazySize, lazySize
 	l.plant(&lazyTree{id: ondisk.TreeFS, n: n + 1, perLeaf: 200, item: l.fileItem})
-	l.plant(&lazyTree{id: ondisk.TreeCsum, n: int((sectors + lazyRun - 1) / lazyRun), perLeaf: 1, item: lazySums})
+	zero, add := lazyCRC()
+	l.plant(&lazyTree{id: ondisk.TreeCsum, n: int((sectors + lazyRun - 1) / lazyRun), perLeaf: 1,
+		item: func(i int) ondisktest.Item { return lazySums(zero, add, i) }})
 	chunk := ondisk.Chunk{Length: lazySize - uint64(chunkStart), Owner: ondisk.TreeExtent, StripeLen: ondisk.StripeLen,
 		Type: ondisk.BlockGroupSystem, SubStripes: 1, SectorSize: 4096,
 		Stripes: []ondisk.Stripe{{Dev: 1, Physical: devio.Physical(chunkStart), DevUUID: sb.Dev.UUID}}}
@@ -126,17 +128,38 @@ func (l *lazyFS) fileItem(i int) ondisktest.Item {
 	return item(fileIno, ondisk.TypeExtentData, off, ondisktest.FileExtent(x))
 }
 
-func lazySums(i int) ondisktest.Item {
-	at := lazyData + ondisk.Logical(i)*lazyRun*4096
+// lazySums are the checksums of a run of sectors, each put together from what its address's bytes add to the checksum
+// of a sector of zeroes: CRC is linear.
+func lazySums(zero uint32, add *[8][256]uint32, i int) ondisktest.Item {
+	at := uint64(lazyData) + uint64(i)*lazyRun*4096
 	sums := make([]byte, 0, 4*lazyRun)
+	for s := range uint64(lazyRun) {
+		sum := zero
+		for k := range add {
+			sum ^= add[k][byte((at+s*4096)>>(8*k))]
+		}
+		sums = binary.LittleEndian.AppendUint32(sums, sum)
+	}
+	return item(ondisk.CsumObjectID, ondisk.TypeExtentCsum, at, sums)
+}
+
+// lazyCRC is the checksum of a sector of zeroes, and what each value of each of its first eight bytes adds to it.
+func lazyCRC() (zero uint32, add *[8][256]uint32) {
 	b := make([]byte, 4096)
-	for s := range ondisk.Logical(lazyRun) {
-		binary.LittleEndian.PutUint64(b, uint64(at+s*4096))
+	sum := func() uint32 {
 		var sum [csum.MaxSize]byte
 		csum.CRC32C.Sum(&sum, b)
-		sums = append(sums, sum[:4]...)
+		return binary.LittleEndian.Uint32(sum[:])
 	}
-	return item(ondisk.CsumObjectID, ondisk.TypeExtentCsum, uint64(at), sums)
+	zero, add = sum(), new([8][256]uint32)
+	for k := range add {
+		for v := range add[k] {
+			b[k] = byte(v)
+			add[k][v] = sum() ^ zero
+		}
+		b[k] = 0
+	}
+	return zero, add
 }
 
 // block makes the tree block at an address.
