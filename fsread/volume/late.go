@@ -182,7 +182,7 @@ func (r *Request) checkMoved() {
 	}
 	var more []badUnit
 	for u := 0; u*r.Unit < len(r.Buf); u++ {
-		if i, ok := r.find1(u); ok && r.bad[i].state != good {
+		if i, ok := r.recorded(u); ok && r.bad[i].state != good {
 			continue
 		}
 		if err := r.Verifier.VerifyUnit(u, r.Buf[u*r.Unit:(u+1)*r.Unit]); err != nil {
@@ -227,7 +227,7 @@ func (r *Request) absorb() {
 // takeLate puts the units of a late fragment in place that nothing else could serve so far.
 func (r *Request) takeLate(x *run, fr *frag, err error) {
 	for o := fr.off; o < fr.off+fr.n; o += r.Unit {
-		i, ok := r.find1(o / r.Unit)
+		i, ok := r.recorded(o / r.Unit)
 		if !ok || r.bad[i].state == good {
 			continue
 		}

@@ -105,24 +105,16 @@ func (r *Request) planMissing(c *chunk, in uint64, off, n int, split bool) {
 func (r *Request) retryRow(u *badUnit, c *chunk, in uint64) {
 	for {
 		switch {
-		case u.tries == 0:
-			if r.memory >= maxColumns {
-				return
-			}
-			u.tries = 1
-			if r.rebuildUnit(u, c, in, broad) {
-				return
-			}
-		case u.tried[0] == untried, u.tried[0] == grouped && u.tries == 2:
+		case u.effort > sparing && u.tried[0] == untried, u.effort == utmost && u.tried[0] == grouped:
 			r.countRetry(u)
 			r.place(c, in, u.unit*r.Unit, r.Unit, 1, true)
 			return
-		case u.tries == 1:
+		case u.effort < utmost:
 			if r.memory >= maxColumns {
 				return
 			}
-			u.tries = 2
-			if r.rebuildUnit(u, c, in, utmost) {
+			u.effort++
+			if r.rebuildUnit(u, c, in, u.effort) {
 				return
 			}
 		default:
@@ -140,7 +132,7 @@ func (r *Request) rebuildUnit(u *badUnit, c *chunk, in uint64, e effort) bool {
 		r.noteMissing(u, c, in)
 		return false
 	}
-	if e == utmost && u.rb != nil && !slices.ContainsFunc(u.rb.errs, func(err error) bool { return err != nil }) {
+	if e == utmost && u.rb != nil && !u.rb.lacking() {
 		return false
 	}
 	off := u.unit * r.Unit
@@ -273,7 +265,7 @@ func (r *Request) rebuildAll(judging bool) {
 		rb.fresh, rb.open = false, false
 		// What a late column completes may serve units that other rebuilds were tried for since.
 		for o := rb.off; o < rb.off+rb.n && !r.split; o += r.Unit {
-			i, isBad := r.find1(o / r.Unit)
+			i, isBad := r.recorded(o / r.Unit)
 			switch {
 			case isBad && r.bad[i].state != good && (r.bad[i].rb == rb || rb.late):
 				r.rebuildBad(&r.bad[i], rb, judging)
@@ -357,7 +349,7 @@ func (r *Request) columns(rb *rebuild, off, n int) [][]byte {
 			continue
 		}
 		l := rb.c.start + ondisk.Logical(rb.c.neighbour(rb.in+uint64(off-rb.off), i))
-		if _, isBad := r.find1(int(l-r.Logical) / r.Unit); isBad {
+		if _, isBad := r.recorded(int(l-r.Logical) / r.Unit); isBad {
 			out[i] = nil
 		}
 	}

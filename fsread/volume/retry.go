@@ -14,7 +14,7 @@ type badUnit struct {
 	unit   int
 	state  unitState
 	tried  [maxCopies]tryState // by mirror-1
-	tries  int                 // to rebuild it from parity: with broad effort, with utmost
+	effort effort              // that was taken to rebuild it from parity; sparing: none yet, or in the first round
 	rb     *rebuild            // what it is being rebuilt by, or was last
 	cause  error               // why it could not be
 	rbs    []*rebuild          // of a split unit: one for each piece
@@ -79,12 +79,12 @@ func (r *Request) record(unit int) *badUnit {
 		r.bad = append(r.bad, badUnit{unit: unit})
 		return &r.bad[len(r.bad)-1]
 	}
-	i, _ := r.find1(unit)
+	i, _ := r.recorded(unit)
 	return &r.bad[i]
 }
 
-// find1 finds the record of a unit once records are sorted.
-func (r *Request) find1(unit int) (int, bool) {
+// recorded finds the record of a unit once records are sorted.
+func (r *Request) recorded(unit int) (int, bool) {
 	return slices.BinarySearchFunc(r.bad, unit, func(b badUnit, u int) int { return cmp.Compare(b.unit, u) })
 }
 

@@ -119,7 +119,7 @@ func (r *Request) planCombo(u *badUnit) bool {
 		mirrors[pieces] = Mirror(digits%c.copies) + 1
 		digits /= c.copies
 		d, phys := c.locate(in, mirrors[pieces])
-		if err := d.usable(r.vouched(), r.vol.opts.Degraded); err != nil {
+		if err := r.usable(c, d); err != nil {
 			usable = false
 			u.note(&CopyError{Logical: l, Dev: d.id, Name: d.name(), Physical: phys, Mirror: mirrors[pieces], Err: err})
 		}
@@ -151,10 +151,10 @@ func (r *Request) placeCombo(mirrors []Mirror) {
 
 // retryPieces plans to read everything that each piece of a unit on RAID5 or RAID6 can be made of.
 func (r *Request) retryPieces(u *badUnit) {
-	for u.tries < 2 {
-		u.tries++
-		if u.tries == 1 || slices.ContainsFunc(u.rbs, (*rebuild).lacking) {
-			if r.rebuildPieces(u, effort(u.tries)) {
+	for u.effort < utmost {
+		u.effort++
+		if u.effort == broad || slices.ContainsFunc(u.rbs, (*rebuild).lacking) {
+			if r.rebuildPieces(u, u.effort) {
 				return
 			}
 		}
