@@ -4,6 +4,7 @@
 package parity
 
 import (
+	"bytes"
 	"crypto/subtle"
 	"errors"
 	"fmt"
@@ -21,7 +22,8 @@ var ErrTooFew = errors.New("too few columns are left to rebuild from")
 // Code computes with rows of one shape.
 type Code struct {
 	data, parity int
-	q            reedsolomon.Encoder // nil for RAID5
+	q            reedsolomon.Encoder // computes P and Q; nil for RAID5
+	powers       []byte              // of the generator 2, by data column
 }
 
 // New makes the Code of rows of data columns, 1 to MaxData, and parity columns: 1 for P, 2 for P and Q.
@@ -33,12 +35,13 @@ func New(data, parity int) (*Code, error) {
 	if parity == 1 {
 		return c, nil
 	}
-	rows := [][]byte{make([]byte, data), make([]byte, data)}
+	ones := bytes.Repeat([]byte{1}, data)
+	c.powers = make([]byte, data)
 	for i, power := 0, byte(1); i < data; i, power = i+1, double(power) {
-		rows[0][i], rows[1][i] = 1, power
+		c.powers[i] = power
 	}
 	var err error
-	c.q, err = reedsolomon.New(data, 2, reedsolomon.WithCustomMatrix(rows), reedsolomon.WithMaxGoroutines(1))
+	c.q, err = reedsolomon.New(data, 2, reedsolomon.WithCustomMatrix([][]byte{ones, c.powers}), reedsolomon.WithMaxGoroutines(1))
 	return c, err
 }
 
@@ -55,33 +58,93 @@ func (c *Code) Columns() int { return c.data + c.parity }
 
 // Rebuild fills dst with data column want from the other columns of cols: data in order, then P and Q, all of
 // dst's length. A nil column is unknown; cols[want] is taken as nil. P is used before Q. The error is ErrTooFew.
-// dst must not overlap a column.
+// dst must not overlap a column. It does not allocate.
 func (c *Code) Rebuild(dst []byte, cols [][]byte, want int) error {
-	unknown := 0
+	other, unknown := -1, 0
 	for i, col := range cols[:c.data] {
 		if col == nil && i != want {
-			unknown++
+			other, unknown = i, unknown+1
 		}
 	}
 	switch {
 	case unknown == 0 && cols[c.data] != nil:
-		copy(dst, cols[c.data])
-		for i, col := range cols[:c.data] {
-			if i != want {
-				subtle.XORBytes(dst, dst, col)
-			}
-		}
-		return nil
+		c.sum(dst, cols, want)
 	case c.parity == 1, cols[c.data+1] == nil, unknown > 1, unknown == 1 && cols[c.data] == nil:
 		return ErrTooFew
-	}
-	shards := slices.Clone(cols)
-	required := make([]bool, len(shards))
-	shards[want], required[want] = dst[:0:len(dst)], true
-	if err := c.q.ReconstructSome(shards, required); err != nil {
-		return fmt.Errorf("%w: %w", ErrTooFew, err)
+	case unknown == 0:
+		// Q = sum of g^i Di, with g^want taken out: Dwant = g^-want Q + sum of g^(i-want) Di.
+		c.combine(dst, cols, want, 0, inverse(c.powers[want]))
+	default:
+		// With P and Q less what is known, Dwant + Dother = P' and g^want Dwant + g^other Dother = Q'. So
+		// Dwant = (g^other P' + Q') / (g^want + g^other).
+		b := inverse(c.powers[want] ^ c.powers[other])
+		c.combine(dst, cols, want, multiply(c.powers[other], b), b)
 	}
 	return nil
+}
+
+// block is how much of dst is made at a time: it stays in the first cache while column after column comes in.
+const block = 8 << 10
+
+// sum sets dst to P and every data column but want.
+func (c *Code) sum(dst []byte, cols [][]byte, want int) {
+	for at := 0; at < len(dst); at += block {
+		end := min(at+block, len(dst))
+		d, begun := dst[at:end], false
+		from := cols[c.data][at:end]
+		for i, col := range cols[:c.data] {
+			switch {
+			case i == want:
+			case begun:
+				subtle.XORBytes(d, d, col[at:end])
+			default:
+				subtle.XORBytes(d, from, col[at:end])
+				begun = true
+			}
+		}
+		if !begun {
+			copy(d, from)
+		}
+	}
+}
+
+// combine sets dst to a*P + b*Q + sum of (a + b*g^i) Di over the known data columns but want: what a times the
+// equation of P and b times that of Q leave of it. a is 0 where P is not to be used.
+func (c *Code) combine(dst []byte, cols [][]byte, want int, a, b byte) {
+	var ll reedsolomon.LowLevel
+	for at := 0; at < len(dst); at += block {
+		end := min(at+block, len(dst))
+		d := dst[at:end]
+		ll.GalMulSlice(b, cols[c.data+1][at:end], d)
+		if a != 0 {
+			ll.GalMulSliceXor(a, cols[c.data][at:end], d)
+		}
+		for i, col := range cols[:c.data] {
+			if col != nil && i != want {
+				ll.GalMulSliceXor(a^multiply(b, c.powers[i]), col[at:end], d)
+			}
+		}
+	}
+}
+
+// multiply multiplies in GF(2^8), bit by bit.
+func multiply(a, b byte) (out byte) {
+	for ; b > 0; a, b = double(a), b>>1 {
+		if b&1 != 0 {
+			out ^= a
+		}
+	}
+	return out
+}
+
+// inverse gives x^-1 = x^254, for x other than 0.
+func inverse(x byte) byte {
+	out := byte(1)
+	for range 7 { // 254 = 2 + 4 + ... + 128
+		x = multiply(x, x)
+		out = multiply(out, x)
+	}
+	return out
 }
 
 // Compute fills parity, P or P and Q, from the data columns; all have one length.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/btrexport/btrexport/fsread/fsreadtest"
@@ -140,5 +141,64 @@ func TestCompute(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestRebuildAllocatesNothing holds for P alone, for Q alone and for both.
+func TestRebuildAllocatesNothing(t *testing.T) {
+	c, err := New(4, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cols := row(fsreadtest.Seed(t), 4, 2, 3*block+64)
+	dst := make([]byte, len(cols[0]))
+	for _, gone := range [][]int{{0}, {0, 4}, {0, 2}} {
+		some := slices.Clone(cols)
+		for _, i := range gone {
+			some[i] = nil
+		}
+		var err error
+		if n := testing.AllocsPerRun(100, func() { err = c.Rebuild(dst, some, 0) }); n != 0 || err != nil {
+			t.Errorf("without %v: %v allocations, error %v", gone, n, err)
+		}
+		if !bytes.Equal(dst, cols[0]) {
+			t.Errorf("without %v: wrong bytes over several blocks", gone)
+		}
+	}
+}
+
+func BenchmarkRebuild(b *testing.B) {
+	for _, x := range []struct {
+		name               string
+		data, parity, size int
+		gone               []int
+	}{
+		{"P of 2", 2, 1, 64 << 10, []int{0}},
+		{"P of 4", 4, 1, 64 << 10, []int{0}},
+		{"P of 4, 4 KiB", 4, 1, 4 << 10, []int{0}},
+		{"Q of 4", 4, 2, 64 << 10, []int{0, 4}},
+		{"two of 2", 2, 2, 64 << 10, []int{0, 1}},
+		{"two of 4", 4, 2, 64 << 10, []int{0, 2}},
+		{"two of 4, 4 KiB", 4, 2, 4 << 10, []int{0, 2}},
+		{"two of 8", 8, 2, 64 << 10, []int{0, 2}},
+	} {
+		b.Run(x.name, func(b *testing.B) {
+			c, err := New(x.data, x.parity)
+			if err != nil {
+				b.Fatal(err)
+			}
+			cols := row(rand.New(rand.NewPCG(1, 1)), x.data, x.parity, x.size)
+			for _, i := range x.gone {
+				cols[i] = nil
+			}
+			dst := make([]byte, x.size)
+			b.SetBytes(int64(x.size))
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := c.Rebuild(dst, cols, 0); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
