@@ -47,15 +47,30 @@ type rebuild struct {
 	fresh  bool // something has come that was not looked at
 	late   bool // a column came late
 	open   bool // its columns must be judged by their own checksums before it can go on
+
+	part     [][]byte // the columns of one unit, as last asked for
+	attempts [][]int  // what suspects gave last
 }
 
 // newRebuild plans to make n bytes at off of Buf, which lie in one stripe. Its columns are chosen by readColumns.
 func (r *Request) newRebuild(c *chunk, in uint64, off, n int, e effort) *rebuild {
 	k := c.code.Columns()
-	rb := &rebuild{off: off, n: n, c: c, in: in, want: int(in / stripeLen % uint64(c.data())), effort: e,
-		cols: make([][]byte, k), mem: make([][]byte, k), shared: make([]bool, k), errs: make([]error, k)}
+	rb := r.vol.rebuilds.Get().(*rebuild)
+	*rb = rebuild{off: off, n: n, c: c, in: in, want: int(in / stripeLen % uint64(c.data())), effort: e,
+		mem: cleared(rb.mem, k), cols: cleared(rb.cols, k), shared: cleared(rb.shared, k), errs: cleared(rb.errs, k),
+		part: cleared(rb.part, k), attempts: rb.attempts[:0]}
 	r.rebuilds = append(r.rebuilds, rb)
 	return rb
+}
+
+// cleared gives n zeroes, in s where it has the room.
+func cleared[T any](s []T, n int) []T {
+	if cap(s) < n {
+		return make([]T, n)
+	}
+	s = s[:n]
+	clear(s)
+	return s
 }
 
 // chooseColumn gives what a first read of RAID5 or RAID6 asks: the data column, or parity where that can't or
@@ -270,8 +285,8 @@ func (r *Request) rebuildAll(judging bool) {
 			case isBad && r.bad[i].state != good && (r.bad[i].rb == rb || rb.late):
 				r.rebuildBad(&r.bad[i], rb, judging)
 			case !isBad && rb.effort == sparing:
-				if b := (badUnit{unit: o / r.Unit, rb: rb}); !r.makeUnit(&b, rb, nil) {
-					more = append(more, b)
+				if err := r.makeUnit(o/r.Unit, rb, nil); err != nil {
+					more = append(more, badUnit{unit: o / r.Unit, rb: rb, cause: err})
 				}
 			}
 		}
@@ -299,7 +314,8 @@ func (r *Request) rebuildBad(u *badUnit, rb *rebuild, judging bool) {
 		rb.open = true
 		return
 	}
-	if r.makeUnit(u, rb, bad) {
+	if u.cause = r.makeUnit(u.unit, rb, bad); u.cause == nil {
+		u.state = good
 		return
 	}
 	if !judging && r.judgeable(rb) {
@@ -341,9 +357,10 @@ func (rb *rebuild) column(i, off, n int) []byte {
 	return rb.cols[i][off-rb.off : off-rb.off+n]
 }
 
-// columns gives all columns for n bytes at off of Buf, but not those whose unit there is known to be bad.
+// columns gives all columns for n bytes at off of Buf, but not those whose unit there is known to be bad. They
+// are good until it is called again.
 func (r *Request) columns(rb *rebuild, off, n int) [][]byte {
-	out := make([][]byte, len(rb.cols))
+	out := rb.part
 	for i := range out {
 		if out[i] = rb.column(i, off, n); out[i] == nil || !rb.shared[i] {
 			continue
@@ -358,12 +375,13 @@ func (r *Request) columns(rb *rebuild, off, n int) [][]byte {
 
 // suspects lists which columns to leave out of a rebuild, one attempt after the other: those that are known to be
 // wrong, those that missed writes, none, and where a check will tell right from wrong and there are two parities,
-// P and each data column in turn.
+// P and each data column in turn. They are good until it is called again.
 func (r *Request) suspects(rb *rebuild, bad []int) [][]int {
+	out := rb.attempts[:0]
+	defer func() { rb.attempts = out }()
 	if r.Verifier == nil {
-		return [][]int{bad}
+		return append(out, bad)
 	}
-	var out [][]int
 	if len(bad) > 0 {
 		out = append(out, bad)
 	}
@@ -389,34 +407,35 @@ func (r *Request) suspects(rb *rebuild, bad []int) [][]int {
 	return out
 }
 
-// makeUnit makes a unit of its row's columns until its check accepts it, and counts it. Without a check only what
-// both parities agree on is taken, where there are both.
-func (r *Request) makeUnit(u *badUnit, rb *rebuild, bad []int) bool {
-	off := u.unit * r.Unit
+// makeUnit makes a unit of its row's columns until its check accepts it, and counts it; it returns why that was not
+// to be had. Without a check only what both parities agree on is taken, where there are both.
+func (r *Request) makeUnit(unit int, rb *rebuild, bad []int) (err error) {
+	off := unit * r.Unit
 	dst := r.Buf[off : off+r.Unit]
 	cols := r.columns(rb, off, r.Unit)
 	cols[rb.want] = nil
 	for _, without := range r.suspects(rb, bad) {
 		some := omit(cols, without)
-		err := rb.c.code.Rebuild(dst, some, rb.want)
+		err = rb.c.code.Rebuild(dst, some, rb.want)
 		if err == nil && r.Verifier == nil {
 			err = agree(rb, some, dst)
 		}
 		if err == nil && r.Verifier != nil {
-			err = r.Verifier.VerifyUnit(u.unit, dst)
+			err = r.Verifier.VerifyUnit(unit, dst)
 		}
 		if err == nil {
-			r.countRebuilt(u, rb, cols, without)
-			return true
+			r.countRebuilt(rb, cols, without)
+			return nil
 		}
-		u.cause = err
 	}
-	u.state = failed
-	return false
+	return err
 }
 
 // omit gives the columns without some.
 func omit(cols [][]byte, without []int) [][]byte {
+	if len(without) == 0 {
+		return cols
+	}
 	out := slices.Clone(cols)
 	for _, i := range without {
 		out[i] = nil
@@ -445,10 +464,9 @@ func countThere(cols [][]byte) (n int) {
 	return n
 }
 
-// countRebuilt ends a unit that was made. A parity column that had to be left out although it was there is wrong:
+// countRebuilt counts a unit that was made. A parity column that had to be left out although it was there is wrong:
 // it counts against its device, since nobody else ever reads it for itself.
-func (r *Request) countRebuilt(u *badUnit, rb *rebuild, cols [][]byte, without []int) {
-	u.state = good
+func (r *Request) countRebuilt(rb *rebuild, cols [][]byte, without []int) {
 	r.vol.opts.Stats.Repaired("parity")
 	for _, i := range without {
 		if m, _ := rb.c.column(rb.in, i); i >= rb.c.data() && cols[i] != nil && !m.stale {
@@ -504,6 +522,7 @@ func (r *Request) dropRebuilds() {
 		if rb.buf != nil {
 			rb.buf.Release()
 		}
+		r.vol.rebuilds.Put(rb)
 	}
 	clear(r.rebuilds)
 	r.rebuilds = r.rebuilds[:0]

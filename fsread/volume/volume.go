@@ -39,6 +39,8 @@ type Volume struct {
 	byID    map[devio.DevID]*member // of a filesystem with a stripe tree, which names devices by devid alone
 	batches sync.Pool               // of *batch, sized for members
 	watch   watch
+
+	rebuilds sync.Pool // of *rebuild
 }
 
 // Bootstrap gives a Volume that maps the chunks of the superblock's array: enough to read the chunk
@@ -140,6 +142,7 @@ func (v *Volume) finish(entries []ondisk.ChunkEntry) (*Volume, error) {
 	}
 	v.watch.limit, v.watch.members = v.opts.SlowRead, v.members
 	v.batches.New = func() any { return &batch{reads: make([][]*devio.Read, len(v.members))} }
+	v.rebuilds.New = func() any { return new(rebuild) }
 	type key struct {
 		id   devio.DevID
 		uuid ondisk.UUID

@@ -514,21 +514,3 @@ func (m memory) Submit(batch []*devio.Read) {
 type reused struct{ result }
 
 func (q *reused) RequestDone(*Request) {}
-
-func BenchmarkSubmit(b *testing.B) {
-	for _, n := range []int{testUnit, 256 << 10} {
-		b.Run(fmt.Sprintf("raid1/%d", n), func(b *testing.B) {
-			r := newRig(b, shape{ondisk.RAID1, 2}, 64)
-			r.plain()
-			q := &reused{result: result{buf: r.pool.Get(n), want: r.data[:n]}}
-			defer q.buf.Release()
-			q.Request = Request{Logical: chunkBase, Buf: q.buf.B, Unit: testUnit, Verifier: q, Done: q}
-			reqs := []*Request{&q.Request}
-			b.SetBytes(int64(n))
-			b.ReportAllocs()
-			for b.Loop() {
-				r.v.Submit(reqs)
-			}
-		})
-	}
-}
