@@ -27,7 +27,8 @@
 // What lies on RAID5 or RAID6 has one copy and its row's parity. A unit whose own column failed, or is on a device
 // that is not to be asked, is made from the same part of the other columns (rebuild.go): columns that could not be
 // read are left out, and columns that may be silently wrong in turn, until the unit's check accepts it. Where there
-// is no check, only columns that their own checksums do not refuse count, and P and Q must agree.
+// is no check, only columns that their own checksums do not refuse count, and P and Q must agree. What a batch
+// rebuilds from, because devices are missing or doubted, and what it reads for itself is read once (share.go).
 //
 // A device that takes longer than Options.SlowRead is not waited for as long as there is another copy (late.go): the
 // request moves into another buffer, the late read keeps the old one, and what it brings still counts when all else

@@ -25,6 +25,17 @@ func (r *Request) giveUp(slow bool, chosen func(*run) bool) {
 	if r.home == nil {
 		return
 	}
+	for _, x := range r.makeLate(slow, chosen) {
+		for _, t := range x.taps {
+			t.fail(ErrSlow)
+		}
+		x.taps = nil
+		r.release()
+	}
+}
+
+// makeLate makes chosen runs late, and gives them: each has one hold on the round left.
+func (r *Request) makeLate(slow bool, chosen func(*run) bool) (lates []*run) {
 	r.giving.Lock() // two may hold the round
 	defer r.giving.Unlock()
 	for i := range r.runs {
@@ -34,9 +45,10 @@ func (r *Request) giveUp(slow bool, chosen func(*run) bool) {
 				x.m.failed(doubtAfter)
 			}
 			r.abandon(x, slow)
-			r.release()
+			lates = append(lates, x)
 		}
 	}
+	return lates
 }
 
 // replaceable says whether some of the run's fragments can be had elsewhere.
@@ -94,7 +106,7 @@ func (r *Request) abandon(x *run, slow bool) {
 	for f := x.first; f >= 0; f = x.frags[f].next {
 		fr := &x.frags[f]
 		if fr.rb != nil {
-			fr.rb.missed(fr, ErrSlow)
+			fr.rb.missed(fr.col, ErrSlow)
 			continue
 		}
 		r.mu.Lock()

@@ -41,6 +41,7 @@ type rebuild struct {
 	mem    [][]byte // by column, as all below: where it is read to, n bytes; nil: it is not read
 	cols   [][]byte // what there is of mem, or of Buf
 	shared []bool   // cols is a part of Buf, where units may be bad
+	tapped []bool   // another read of the batch brings it
 	errs   []error  // why there is none
 	buf    *devio.Buffer
 	placed bool // its columns have been asked for
@@ -57,7 +58,7 @@ func (r *Request) newRebuild(c *chunk, in uint64, off, n int, e effort) *rebuild
 	k := c.code.Columns()
 	rb := r.vol.rebuilds.Get().(*rebuild)
 	*rb = rebuild{off: off, n: n, c: c, in: in, want: int(in / stripeLen % uint64(c.data())), effort: e,
-		mem: cleared(rb.mem, k), cols: cleared(rb.cols, k), shared: cleared(rb.shared, k), errs: cleared(rb.errs, k),
+		mem: cleared(rb.mem, k), cols: cleared(rb.cols, k), shared: cleared(rb.shared, k), tapped: cleared(rb.tapped, k), errs: cleared(rb.errs, k),
 		part: cleared(rb.part, k), attempts: rb.attempts[:0]}
 	r.rebuilds = append(r.rebuilds, rb)
 	return rb
@@ -170,13 +171,16 @@ func (r *Request) lastRebuild() *rebuild {
 	return r.rebuilds[len(r.rebuilds)-1]
 }
 
-// readColumns asks for the columns of what is planned to be rebuilt.
-func (r *Request) readColumns() {
-	for _, rb := range r.rebuilds {
-		if !rb.placed {
+// readColumns asks for the columns of what is planned to be rebuilt. b is the batch that they may be shared in, or nil.
+func (r *Request) readColumns(b *batch) {
+	for i := 0; i < len(r.rebuilds); i++ { // what is cut off comes behind
+		if rb := r.rebuilds[i]; !rb.placed {
 			rb.placed, rb.fresh, r.hedge = true, true, true
+			if b != nil {
+				b.cut(r, rb)
+			}
 			r.chooseColumns(rb)
-			r.placeColumns(rb)
+			r.placeColumns(rb, b)
 		}
 	}
 }
@@ -230,32 +234,44 @@ func (r *Request) share(rb *rebuild, i int) bool {
 	return true
 }
 
-func (r *Request) placeColumns(rb *rebuild) {
+// placeColumns asks for the columns that are marked: of a read of the batch that brings them anyway, else of their
+// devices.
+func (r *Request) placeColumns(rb *rebuild, b *batch) {
 	n := 0
-	for _, m := range rb.mem {
-		if m != nil {
+	for i := range rb.mem {
+		if rb.mem[i] == nil {
+			continue
+		}
+		rb.tapped[i] = rb.effort == sparing && b != nil && b.tap(r, rb, i)
+		if len(rb.mem[i]) == 0 {
 			n += rb.n
 		}
 	}
-	if n == 0 {
-		return
+	if n > 0 {
+		rb.buf = r.vol.pool.Get(n)
 	}
-	rb.buf = r.vol.pool.Get(n)
 	at := 0
 	for i := range rb.mem {
 		if rb.mem[i] == nil {
 			continue
 		}
-		rb.mem[i] = rb.buf.B[at : at+rb.n : at+rb.n]
+		if len(rb.mem[i]) == 0 {
+			rb.mem[i] = rb.buf.B[at : at+rb.n : at+rb.n]
+			at += rb.n
+		}
 		rb.cols[i] = rb.mem[i]
-		at += rb.n
-		m, phys := rb.c.column(rb.in, i)
-		r.add(frag{off: rb.off, n: rb.n, c: rb.c, m: m, phys: phys, rb: rb, col: i}, rb.effort == utmost)
+		if !rb.tapped[i] {
+			m, phys := rb.c.column(rb.in, i)
+			started := r.add(frag{off: rb.off, n: rb.n, c: rb.c, m: m, phys: phys, rb: rb, col: i}, rb.effort == utmost)
+			if started && b != nil {
+				b.enter(r, len(r.runs)-1)
+			}
+		}
 	}
 }
 
 // missed notes that a column could not be read, or not in time.
-func (rb *rebuild) missed(fr *frag, err error) { rb.cols[fr.col], rb.errs[fr.col] = nil, err }
+func (rb *rebuild) missed(col int, err error) { rb.cols[col], rb.errs[col] = nil, err }
 
 // arrived takes a column that is late, and looks at those units again that nothing could serve so far.
 func (rb *rebuild) arrived(r *Request, fr *frag, err error) {

@@ -166,29 +166,143 @@ func TestMissingPairs(t *testing.T) {
 	}
 }
 
-// TestRebuildReads counts what a missing device costs a long read: every other column once, and no more.
+// TestRebuildReads counts what missing devices cost: every surviving range is read once and no more, whether one
+// request wants it or all of a batch, cut anywhere.
 func TestRebuildReads(t *testing.T) {
-	for _, s := range []shape{{ondisk.RAID5, 3}, {ondisk.RAID5, 5}, {ondisk.RAID6, 4}, {ondisk.RAID6, 6}} {
-		r := newRig(t, s, s.stripes)
-		gone := r.v.members[0]
-		defer func(d Device) { gone.dev = d }(gone.dev)
-		gone.dev = nil
-		for _, d := range r.devs {
-			d.Record()
+	for _, s := range rows() {
+		for gone := 1; gone <= s.parities(); gone++ {
+			t.Run(array{s, gone}.String(), func(t *testing.T) {
+				rng := fsreadtest.Seed(t)
+				for cuts := range 6 {
+					r := newRig(t, s, s.stripes)
+					r.lose(rng.Perm(s.stripes)[:gone]...)
+					for _, d := range r.devs {
+						d.Record()
+					}
+					for _, q := range r.readAll(testUnit, true, inOrder(rng, len(r.data), cuts*cuts)...) {
+						q.mustHold(t)
+					}
+					// In each row as many columns as there are data.
+					if got, want := r.bytesRead(t), (s.stripes-s.parities())*s.stripes*stripeLen; got != want {
+						t.Errorf("%d cuts: %d bytes read to give %d, want %d", cuts*cuts, got, len(r.data), want)
+					}
+				}
+			})
 		}
-		r.read(0, len(r.data), testUnit, true).mustHold(t)
-		total := 0
-		for _, d := range r.devs {
-			for _, l := range d.Log() {
-				total += l.Size
+	}
+}
+
+// lose takes devices away until the end of the test.
+func (r *rig) lose(devs ...int) {
+	for _, i := range devs {
+		m := r.v.members[i]
+		d := m.dev
+		m.dev = nil
+		r.t.Cleanup(func() { m.dev = d })
+	}
+}
+
+// inOrder cuts size bytes into ranges one after the other, at cuts places.
+func inOrder(rng *rand.Rand, size, cuts int) (out [][2]int) {
+	at := []int{0, size}
+	for range cuts {
+		at = append(at, (1+rng.IntN(size/testUnit-1))*testUnit)
+	}
+	slices.Sort(at)
+	at = slices.Compact(at)
+	for i := range at[1:] {
+		out = append(out, [2]int{at[i], at[i+1] - at[i]})
+	}
+	return out
+}
+
+// bytesRead counts what was read of all devices, and complains of what was read twice.
+func (r *rig) bytesRead(t *testing.T) (total int) {
+	for i, d := range r.devs {
+		log := d.Log()
+		slices.SortFunc(log, func(a, b faultdev.Access) int { return int(a.Off) - int(b.Off) })
+		end := devio.Physical(0)
+		for _, l := range log {
+			if l.Off < end {
+				t.Errorf("devid %d: %d is read twice", i+1, l.Off)
 			}
+			total, end = total+l.Size, l.Off+devio.Physical(l.Size)
 		}
-		// In each row data and one parity, but of rows whose missing column is Q, or P of RAID5, the data alone;
-		// and where P is missing of RAID6 too.
-		want := (s.stripes - s.parities()) * s.stripes * stripeLen
-		if total != want {
-			t.Errorf("%s: %d bytes read to give %d, want %d", s, total, len(r.data), want)
-		}
+	}
+	return total
+}
+
+// TestBatches reads batches of adjacent, overlapping and distant requests, with and without checksums, from arrays
+// with missing, doubted and wrong columns, while devices complete in any order: no byte is wrong, and none is lost
+// as long as no slice lacks more columns than there is parity.
+func TestBatches(t *testing.T) {
+	for _, s := range rows() {
+		t.Run(s.String(), func(t *testing.T) {
+			rng := fsreadtest.Seed(t)
+			for range 6 {
+				r := newRig(t, s, 2*s.stripes, faultdev.Shuffled(rng.Uint64()))
+				bad := rng.Perm(s.stripes)[:rng.IntN(s.parities()+1)]
+				for _, i := range bad {
+					switch rng.IntN(4) {
+					case 0, 1:
+						r.lose(i)
+					case 2:
+						r.v.members[i].failures.Store(doubtAfter)
+						r.v.members[i].probe.Store(time.Now().Add(time.Hour).UnixNano())
+					case 3:
+						r.devs[i].Fail(faultdev.All(), syscall.EIO)
+					}
+				}
+				if len(bad) < s.parities() {
+					d, at := rng.IntN(s.stripes), devio.Physical(rng.IntN(2*s.stripes)*stripeLen)
+					r.scramble(rng, r.v.members[d], devBase+at, stripeLen)
+				}
+				for range 12 {
+					var ranges [][2]int
+					if rng.IntN(2) == 0 {
+						ranges = inOrder(rng, len(r.data), 12)[rng.IntN(3):]
+					}
+					for range rng.IntN(8) {
+						from := rng.IntN(len(r.data) / testUnit)
+						ranges = append(ranges, [2]int{from * testUnit, min(1+rng.IntN(40), len(r.data)/testUnit-from) * testUnit})
+					}
+					for _, q := range r.readAll(testUnit, true, ranges...) {
+						q.mustHold(t)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestSharedColumnFails has what one request reads for itself fail, wrong or late for its neighbour, whose rebuild
+// shares it: with a second parity both get their bytes.
+func TestSharedColumnFails(t *testing.T) {
+	for _, how := range []string{"fails", "is wrong", "hangs"} {
+		t.Run(how, func(t *testing.T) {
+			r := slowRig(t, shape{ondisk.RAID6, 5}, 3)
+			first, _ := r.c.column(0, 0)
+			r.lose(int(first.id) - 1) // D0 of the first row
+			p := r.places(stripeLen)[0]
+			switch how {
+			case "fails":
+				p.dev.Fail(faultdev.Range(p.phys, stripeLen), syscall.EIO)
+			case "is wrong":
+				p.dev.Corrupt(faultdev.Range(p.phys, stripeLen))
+			default:
+				p.dev.Hang(faultdev.All())
+			}
+			p.dev.Record()
+			for _, q := range r.readAll(testUnit, true, [2]int{0, stripeLen}, [2]int{stripeLen, stripeLen}) {
+				q.mustHold(t)
+			}
+			if r.stats.lost != 0 || r.stats.repaired == 0 {
+				t.Errorf("counted %+v", r.stats)
+			}
+			if log := p.dev.Log(); len(log) == 0 || log[0].Size != stripeLen {
+				t.Errorf("reads %v of the column, want one of 64 KiB first", log)
+			}
+		})
 	}
 }
 

@@ -55,6 +55,7 @@ type Request struct {
 	runs     []run
 	rebuilds []*rebuild    // of this round, and those of earlier ones that may still be of use
 	memory   int           // that the round reads columns into, bytes
+	taps     int           // columns that the round waits for and others of the batch read
 	home     *devio.Buffer // that Buf lies in now
 	split    bool          // some unit lies in more than one fragment
 	hedge    bool          // of something that the round reads there is another copy
@@ -94,6 +95,7 @@ type run struct {
 	size        int
 	alone       bool // one unit, read by itself: its failure says all about that unit
 	state       atomic.Int32
+	taps        []tap // who else takes what it brings; of whoever ends the run, or makes it late
 
 	// Of a late run:
 	buf    []byte          // the request's at that time
@@ -107,6 +109,11 @@ type batch struct {
 	reads [][]*devio.Read
 	n     int
 	idle  []*Request // that read nothing
+	index [][]runRef // of each member, by address: what is read anyway; empty but while columns are planned
+}
+
+func newBatch(members int) *batch {
+	return &batch{reads: make([][]*devio.Read, members), index: make([][]runRef, members)}
 }
 
 // Submit starts the requests and does not wait for them.
@@ -117,6 +124,9 @@ func (v *Volume) Submit(reqs []*Request) {
 		r.home, r.Moved = r.Home, nil
 		r.stripes = r.vol.scatter(r.stripes[:0], r.Stripes)
 		r.planFirst()
+	}
+	b.planColumns(reqs)
+	for _, r := range reqs {
 		r.seal(b)
 	}
 	b.submit(v)
@@ -146,7 +156,7 @@ func (r *Request) vouched() bool { return r.Verifier != nil && !r.Weak }
 
 // planFirst lays out the first round: the whole range, each piece from the copy that is best to ask.
 func (r *Request) planFirst() {
-	r.frags, r.runs, r.split, r.hedge = r.frags[:0], r.runs[:0], false, false
+	r.frags, r.runs, r.split, r.hedge, r.taps = r.frags[:0], r.runs[:0], false, false, 0
 	for off := 0; off < len(r.Buf); {
 		l := r.Logical + ondisk.Logical(off)
 		c := r.find(l)
@@ -174,7 +184,6 @@ func (r *Request) planFirst() {
 		}
 		off += n
 	}
-	r.readColumns()
 }
 
 // continued gives the copy of a stripe that touches a run planned already, so that what lies in one piece on
@@ -251,8 +260,8 @@ func (r *Request) place(c *chunk, in uint64, off, n int, mirror Mirror, alone bo
 	r.add(frag{off: off, n: n, c: c, m: m, phys: phys, mirror: mirror}, alone)
 }
 
-// add puts the fragment into a run that it continues on its device, or into a new one.
-func (r *Request) add(fr frag, alone bool) {
+// add puts the fragment into a run that it continues on its device, or into a new one, and says whether it is new.
+func (r *Request) add(fr frag, alone bool) (started bool) {
 	fr.next = -1
 	fr.m.load.Add(int64(fr.n))
 	r.frags = append(r.frags, fr)
@@ -260,7 +269,7 @@ func (r *Request) add(fr frag, alone bool) {
 	if i := r.touching(fr.m, fr.phys, fr.n); i >= 0 && !alone {
 		x := &r.runs[i]
 		r.frags[x.last].next, x.last, x.size = f, f, x.size+fr.n
-		return
+		return false
 	}
 	if len(r.runs) < cap(r.runs) {
 		r.runs = r.runs[:len(r.runs)+1]
@@ -268,14 +277,15 @@ func (r *Request) add(fr frag, alone bool) {
 		r.runs = append(r.runs, run{})
 	}
 	x := &r.runs[len(r.runs)-1]
-	x.m, x.first, x.last, x.size, x.alone = fr.m, f, f, fr.n, alone
+	x.m, x.first, x.last, x.size, x.alone, x.taps = fr.m, f, f, fr.n, alone, x.taps[:0]
 	x.read.Off = fr.phys
+	return true
 }
 
 // seal points the planned runs at their buffers and puts them into the batch. From here on pending holds one for
-// each run; whoever drops the last goes on with the request.
+// each run and each tap; whoever drops the last goes on with the request.
 func (r *Request) seal(b *batch) {
-	if len(r.runs) == 0 {
+	if len(r.runs)+r.taps == 0 {
 		b.idle = append(b.idle, r)
 		return
 	}
@@ -293,7 +303,7 @@ func (r *Request) seal(b *batch) {
 	if r.hedge && r.home != nil && r.vol.watch.limit > 0 {
 		r.vol.watch.add(r)
 	}
-	r.pending.Store(int32(len(r.runs))) // late reads of earlier rounds may end this one from now on
+	r.pending.Store(int32(len(r.runs) + r.taps)) // late reads of earlier rounds may end this one from now on
 }
 
 // scatter lists where the bytes of the run go: fragments that touch in Buf as one.
@@ -326,6 +336,7 @@ func (x *run) ReadDone(*devio.Read) {
 	}
 	r := x.req
 	x.m.delivered(r.checkRun(x))
+	x.deliver()
 	r.release()
 }
 
@@ -338,7 +349,7 @@ func (r *Request) checkRun(x *run) (good bool) {
 		switch {
 		case fr.rb != nil:
 			if pos+fr.n > x.read.N {
-				fr.rb.missed(fr, x.read.Err)
+				fr.rb.missed(fr.col, x.read.Err)
 			}
 		case !r.split:
 			good = r.checkUnits(x, fr, pos) && good

@@ -161,7 +161,7 @@ func (r *Request) plan() {
 	if r.detached {
 		r.frags, r.runs, r.detached = nil, nil, false
 	}
-	r.frags, r.runs, r.hedge, r.memory = r.frags[:0], r.runs[:0], false, 0
+	r.frags, r.runs, r.hedge, r.memory, r.taps = r.frags[:0], r.runs[:0], false, 0, 0
 	for i := range r.bad {
 		u := &r.bad[i]
 		switch {
@@ -173,7 +173,7 @@ func (r *Request) plan() {
 			r.retry(u)
 		}
 	}
-	r.readColumns()
+	r.readColumns(nil)
 }
 
 // giveIn ends the asking for a unit that has no copy left.
