@@ -17,6 +17,10 @@ const rebuilt Mirror = maxCopies + 1
 // goes beyond it waits for the next round.
 const maxColumns = 16 << 20
 
+// muchLoad is by how much more a device has to deliver, in bytes, that what is on another is preferred although it
+// takes more work.
+const muchLoad = 256 << 10
+
 // effort is how much is read to rebuild something.
 type effort uint8
 
@@ -196,11 +200,14 @@ func (r *Request) chooseColumns(rb *rebuild) {
 			well++
 		}
 	}
-	taken := 0
+	taken, spare := 0, -1
+	if rb.effort == sparing && well > need && rb.prefersQ() {
+		spare = c.data()
+	}
 	for i := range rb.mem {
 		m, _ := c.column(rb.in, i)
 		switch {
-		case rb.errs[i] != nil, i == rb.want && !rb.self:
+		case rb.errs[i] != nil, i == rb.want && !rb.self, i == spare:
 		case rb.effort != utmost && well >= need && m.rank() > 0:
 			rb.errs[i] = ErrSlow
 			if m.stale {
@@ -214,6 +221,18 @@ func (r *Request) chooseColumns(rb *rebuild) {
 			taken++
 		}
 	}
+}
+
+// prefersQ says whether Q, from which it takes more to rebuild than from P, can be had so much sooner that it is
+// worth it: the columns that a missing device leaves are not as many on each of the others, if P is always taken.
+func (rb *rebuild) prefersQ() bool {
+	d := rb.c.data()
+	if rb.c.parity() < 2 || rb.errs[d] != nil || rb.errs[d+1] != nil {
+		return false
+	}
+	p, _ := rb.c.column(rb.in, d)
+	q, _ := rb.c.column(rb.in, d+1)
+	return q.rank() == 0 && p.load.Load() > q.load.Load()+muchLoad
 }
 
 // share takes a data column that the request reads for itself, the same part of it.
