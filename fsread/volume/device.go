@@ -60,7 +60,7 @@ type member struct {
 	probe    atomic.Int64  // when a doubtful device may be asked again, Unix nanoseconds
 	ends     atomic.Uint64 // reads that it has ended, well or not
 
-	seen   uint64    // guarded by watch.mu, as seenAt; what ends was when the watch last looked
+	seen   uint64    // of watch.look, as seenAt; what ends was when the watch last looked
 	seenAt time.Time // when the watch last saw ends go on
 }
 

@@ -109,11 +109,13 @@ type batch struct {
 	reads [][]*devio.Read
 	n     int
 	idle  []*Request // that read nothing
+	watch *watchList // where its requests are watched
 	index [][]runRef // of each member, by address: what is read anyway; empty but while columns are planned
 }
 
-func newBatch(members int) *batch {
-	return &batch{reads: make([][]*devio.Read, members), index: make([][]runRef, members)}
+func (v *Volume) newBatch() *batch {
+	n := len(v.members)
+	return &batch{reads: make([][]*devio.Read, n), index: make([][]runRef, n), watch: v.watch.pick()}
 }
 
 // Submit starts the requests and does not wait for them.
@@ -301,7 +303,7 @@ func (r *Request) seal(b *batch) {
 	}
 	b.n += len(r.runs)
 	if r.hedge && r.home != nil && r.vol.watch.limit > 0 {
-		r.vol.watch.add(r)
+		r.vol.watch.add(r, b.watch)
 	}
 	r.pending.Store(int32(len(r.runs) + r.taps)) // late reads of earlier rounds may end this one from now on
 }
@@ -386,9 +388,7 @@ func (r *Request) release() {
 
 // finish turns the units that stayed lost into the result and tells the owner.
 func (r *Request) finish() {
-	if r.watched.in {
-		r.vol.watch.remove(r)
-	}
+	r.vol.watch.remove(r)
 	r.detach()
 	r.dropRebuilds()
 	r.checkMoved()

@@ -141,7 +141,7 @@ func (v *Volume) finish(entries []ondisk.ChunkEntry) (*Volume, error) {
 		m.index = i
 	}
 	v.watch.limit, v.watch.members = v.opts.SlowRead, v.members
-	v.batches.New = func() any { return newBatch(len(v.members)) }
+	v.batches.New = func() any { return v.newBatch() }
 	v.rebuilds.New = func() any { return new(rebuild) }
 	type key struct {
 		id   devio.DevID

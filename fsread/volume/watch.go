@@ -2,64 +2,80 @@ package volume
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // ticks is how often the watch looks while a slow read becomes late.
 const ticks = 8
 
+// watchLists is how many lists the watched requests are spread over, so that connections do not wait for each other.
+const watchLists = 16
+
 // watch knows the requests that have another copy to ask, and wakes those whose devices take too long.
 type watch struct {
 	limit   time.Duration // immutable, as members; 0: nobody is watched
 	members []*member
+	lists   [watchLists]watchList
+	turn    atomic.Uint32 // gives each batch its list
+	tick    atomic.Int64  // counts looks
+	armed   atomic.Bool   // a timer runs
+}
 
+// watchList is the requests of some batches.
+type watchList struct {
 	mu    sync.Mutex
-	first *Request // guarded by mu, as all below; linked by watched
-	tick  int      // counts looks
-	armed bool     // a timer runs
+	first *Request // guarded by mu; linked by watched
+	_     [64]byte // another list's lock is not to be in the same cache line
 }
 
-// watched links a request into the list of its volume's watch. All of it is guarded by watch.mu.
+// watched links a request into a list of its volume's watch. next, prev and since are guarded by its mu.
 type watched struct {
+	list       *watchList // nil: it is in none; the request's own
 	next, prev *Request
-	in         bool
-	since      int // the tick when its round began
+	since      int64 // the tick when its round began
 }
 
-// add watches r from now on, or anew for another round.
-func (w *watch) add(r *Request) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r.watched.since = w.tick
-	if !r.watched.in {
-		r.watched.in, r.watched.prev, r.watched.next = true, nil, w.first
-		if w.first != nil {
-			w.first.watched.prev = r
-		}
-		w.first = r
+// pick gives a list to add requests to.
+func (w *watch) pick() *watchList { return &w.lists[w.turn.Add(1)%watchLists] }
+
+// add watches r from now on, or anew for another round: in l, unless it is in a list.
+func (w *watch) add(r *Request, l *watchList) {
+	x := &r.watched
+	if x.list != nil {
+		l = x.list
 	}
+	l.mu.Lock()
+	x.since = w.tick.Load()
+	if x.list == nil {
+		x.list, x.prev, x.next = l, nil, l.first
+		if l.first != nil {
+			l.first.watched.prev = r
+		}
+		l.first = r
+	}
+	l.mu.Unlock()
 	w.arm()
 }
 
-// arm sets the timer as long as anybody is watched.
+// arm sets the timer, if none runs.
 func (w *watch) arm() {
-	if !w.armed && w.first != nil {
-		w.armed = true
+	if !w.armed.Load() && w.armed.CompareAndSwap(false, true) {
 		time.AfterFunc(w.limit/ticks, w.look)
 	}
 }
 
 func (w *watch) remove(r *Request) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	x := &r.watched
-	if !x.in {
+	if x.list == nil {
 		return
 	}
+	x.list.mu.Lock()
+	defer x.list.mu.Unlock()
 	if x.prev != nil {
 		x.prev.watched.next = x.next
 	} else {
-		w.first = x.next
+		x.list.first = x.next
 	}
 	if x.next != nil {
 		x.next.watched.prev = x.prev
@@ -68,29 +84,52 @@ func (w *watch) remove(r *Request) {
 }
 
 // look runs when the timer fires: it gives up the reads that took too long. No timer runs while nobody is watched.
+// One look is over before the next timer is set.
 func (w *watch) look() {
 	now := time.Now()
-	var late []*Request
-	w.mu.Lock()
-	w.tick++
+	tick := w.tick.Add(1)
 	for _, m := range w.members {
 		if n := m.ends.Load(); n != m.seen || m.seenAt.IsZero() {
 			m.seen, m.seenAt = n, now
 		}
 	}
-	for r := w.first; r != nil; r = r.watched.next {
-		if w.tick-r.watched.since > ticks && r.hold() {
-			late = append(late, r)
-		}
-	}
 	stuck := w.stuck(now)
-	w.armed = false
-	w.arm()
-	w.mu.Unlock()
+	var late []*Request
+	for i := range w.lists {
+		late = w.lists[i].overdue(late, tick)
+	}
+	w.armed.Store(false) // whoever adds a request from here on sets the timer, else rearm sees it
+	w.rearm()
 	for _, r := range late {
 		r.giveUp(true, func(x *run) bool { return x.overdue(now, w.limit, stuck) })
 		r.release()
 	}
+}
+
+// rearm sets the timer as long as anybody is watched.
+func (w *watch) rearm() {
+	for i := range w.lists {
+		l := &w.lists[i]
+		l.mu.Lock()
+		watching := l.first != nil
+		l.mu.Unlock()
+		if watching {
+			w.arm()
+			return
+		}
+	}
+}
+
+// overdue appends the requests whose round has been watched for long enough, each with a hold on it.
+func (l *watchList) overdue(out []*Request, tick int64) []*Request {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for r := l.first; r != nil; r = r.watched.next {
+		if tick-r.watched.since > ticks && r.hold() {
+			out = append(out, r)
+		}
+	}
+	return out
 }
 
 // stuck gives the devices that ended no read at all for as long as one may take.
