@@ -82,7 +82,8 @@ func TestCacheIsBounded(t *testing.T) {
 	c.wantClosed()
 }
 
-// TestCacheStopsAtALoss: a range that can't be read ends there; what could not be kept is read again.
+// TestCacheStopsAtALoss: a range that can't be read ends there. What is lost of what is kept is told once, and read again
+// for who asks again.
 func TestCacheStopsAtALoss(t *testing.T) {
 	const kept = aheadWindow / 2
 	f := &fakeFile{data: pattern()[:8<<20], bad: []Span{{4096, 4096}, {kept + warmBytes, 4096}}}
@@ -92,12 +93,20 @@ func TestCacheStopsAtALoss(t *testing.T) {
 	c.wantAnswer(1, 0, nil)
 	const reads = kept/aheadPiece + 2
 	waitFor(t, "two reads beyond what is kept", func() bool { return f.released.Load() == 2 && f.reads.Load() == reads })
-	c.put(readRequest(2, 0, 4096))
-	c.wantAnswer(2, 0, f.data[:4096])
-	c.put(readRequest(3, 4096, 4096))
-	c.wantAnswer(3, nbdwire.EIO, nil)
-	if n := f.reads.Load(); n != reads+2 {
-		t.Errorf("%d reads, want %d", n, reads+2)
+	for i, want := range []struct {
+		off   uint64
+		errno uint32
+		reads int64
+	}{{0, 0, 0}, {12288, 0, 0}, {4096, nbdwire.EIO, 0}, {6000, nbdwire.EIO, 1}, {4096, nbdwire.EIO, 2}} { // who asks again is not told the same
+		c.put(readRequest(2, want.off, 4096))
+		if want.errno != 0 {
+			c.wantAnswer(2, want.errno, nil)
+		} else {
+			c.wantAnswer(2, 0, f.data[want.off:want.off+4096])
+		}
+		if n := f.reads.Load(); n != reads+want.reads {
+			t.Errorf("request %d: %d reads, want %d", i, n, reads+want.reads)
+		}
 	}
 }
 

@@ -58,7 +58,8 @@ type piece struct {
 
 	mu      sync.Mutex
 	done    bool       // guarded by mu
-	good    bool       // guarded by mu; once done
+	good    bool       // guarded by mu; once done: it is here, but for what was lost
+	told    []uint64   // guarded by mu; of each loss, how far clients were told of it
 	waiters []*request // guarded by mu; until done
 }
 
@@ -112,6 +113,9 @@ func (a *readAhead) find(off, n uint64) *piece {
 	for i, p := range a.pieces {
 		if !p.holds(Span{off, n}) {
 			continue
+		}
+		if p.knows(Span{off, n}) { // who asks again wants it read again
+			return nil
 		}
 		a.used = time.Now()
 		p.refs.Add(1)
@@ -193,7 +197,7 @@ func (a *readAhead) read(s Span) bool {
 		return false
 	}
 	p := a.t.server.pieces.Get().(*piece)
-	p.a, p.done = a, false
+	p.a, p.done, p.told = a, false, p.told[:0]
 	p.read = Read{Offset: s.Offset, Length: uint32(s.Length), Done: p}
 	p.refs.Store(2) // the list, and the read
 	a.mu.Lock()
@@ -279,31 +283,68 @@ func (p *piece) fill(q *request) {
 	}
 	q.zeroes = q.zeroes[:0]
 	for _, z := range p.read.Zeroes {
-		if from, to := max(z.Offset, r.Offset), min(z.Offset+z.Length, r.Offset+uint64(r.Length)); from < to {
+		if from, to := overlap(z, Span{r.Offset, uint64(r.Length)}); from < to {
 			q.zeroes = append(q.zeroes, Span{from, to - from})
 		}
 	}
 	r.Zeroes = q.zeroes
+	p.fillLosses(r)
 }
 
-// ReadDone implements Completer: who has waited is answered. A part that can't be read whole is read again as it was asked
-// for, so that it is told exactly what is lost of it.
+// fillLosses tells a request what was lost of its part.
+func (p *piece) fillLosses(r *Read) {
+	part := Span{r.Offset, uint64(r.Length)}
+	for i, l := range p.read.Lost {
+		from, to := overlap(l.Span, part)
+		if from < to {
+			r.Lost = append(r.Lost, Loss{Span{from, to - from}, l.Err})
+			p.told[i] = max(p.told[i], to)
+			r.Err = r.Lost[0].Err
+		}
+	}
+}
+
+// knows tells whether a client was told already of something that a range has lost.
+func (p *piece) knows(s Span) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, to := range p.told {
+		if from, _ := overlap(p.read.Lost[i].Span, s); from < min(to, s.Offset+s.Length) {
+			return true
+		}
+	}
+	return false
+}
+
+// overlap gives what two ranges share: from < to, or nothing.
+func overlap(a, b Span) (from, to uint64) {
+	return max(a.Offset, b.Offset), min(a.Offset+a.Length, b.Offset+b.Length)
+}
+
+// ReadDone implements Completer: who has waited is answered. What failed altogether is read again as it was asked for.
 func (p *piece) ReadDone(*Read) {
 	t := p.a.t
 	defer t.recoverPanic()
 	defer p.a.flying.Done()
 	defer p.Release(nil)
 	p.mu.Lock()
-	p.done, p.good = true, p.read.Err == nil && len(p.read.Payload) == int(p.read.Length)
+	p.done = true
+	p.good = (p.read.Err == nil || len(p.read.Lost) > 0) && len(p.read.Payload) == int(p.read.Length)
+	p.told = append(p.told[:0], make([]uint64, len(p.read.Lost))...)
 	waiters := p.waiters
 	p.waiters = nil
-	p.mu.Unlock()
 	if p.good {
+		for _, q := range waiters {
+			p.fill(q)
+		}
+	}
+	good := p.good
+	p.mu.Unlock()
+	if good {
 		if t.export.Stats != nil {
 			t.export.Stats.ReadAhead(int(p.read.Length), 0)
 		}
 		for _, q := range waiters {
-			p.fill(q)
 			q.ReadDone(&q.read)
 		}
 		return
