@@ -10,9 +10,7 @@
 package codec
 
 import (
-	"bytes"
 	"errors"
-	"io"
 	"strconv"
 
 	"github.com/klauspost/compress/zstd"
@@ -66,20 +64,13 @@ func (e *Error) Error() string {
 // Is makes the error ErrCorrupt.
 func (e *Error) Is(target error) bool { return target == ErrCorrupt }
 
-// Decoder inflates extents one after the other and reuses its working memory: about 130 KiB, and for zlib
-// and zstd their state, made when first needed. It is not safe for concurrent use; keep one per worker. It
+// Decoder inflates extents one after the other and reuses its working memory: about 140 KiB, and the state of
+// zstd, made when first needed. It is not safe for concurrent use; keep one per worker. It
 // has no goroutines and need not be closed. It keeps no reference to the slices that it is given.
 type Decoder struct {
 	scratch [MaxExtent + slack]byte
-	in      bytes.Reader
-	flate   inflater      // nil until the first zlib extent
+	flate   inflater
 	zstd    *zstd.Decoder // nil until the first zstd extent
-}
-
-// inflater is what package flate returns: it reads from another stream after Reset.
-type inflater interface {
-	io.Reader
-	Reset(r io.Reader, dict []byte) error
 }
 
 // NewDecoder returns a Decoder for all kinds.
@@ -102,7 +93,7 @@ func (d *Decoder) Inflate(kind Kind, dst, src []byte, sectorSize int) error {
 // has, the adler32 of zlib as well, which Inflate leaves alone as the kernel does.
 func (d *Decoder) InflateStrict(kind Kind, dst, src []byte, sectorSize int) error {
 	if kind == Zlib && len(dst) <= MaxExtent && len(src) <= MaxExtent {
-		return d.zlib(dst, src, 0, true)
+		return d.zlibStrict(dst, src)
 	}
 	return d.Inflate(kind, dst, src, sectorSize)
 }
@@ -119,7 +110,7 @@ func (d *Decoder) InflateAt(kind Kind, dst, src []byte, sectorSize, from int) er
 	}
 	switch kind {
 	case Zlib:
-		return d.zlib(dst, src, from, false)
+		return d.zlib(dst, src, from)
 	case LZO:
 		return d.lzo(dst, src, sectorSize, from)
 	case Zstd:
