@@ -10,7 +10,8 @@ type crew[T any] struct {
 	wg    sync.WaitGroup
 
 	mu      sync.Mutex
-	queue   []T // guarded by mu, as all below; from head on, oldest first
+	start   func() // run, made once; guarded by mu, as all below
+	queue   []T    // from head on, oldest first
 	head    int
 	running int
 	closed  bool
@@ -25,13 +26,18 @@ func (c *crew[T]) add(v T) bool {
 	}
 	c.queue = append(c.queue, v)
 	if c.running < c.limit {
+		if c.start == nil {
+			c.start = c.run
+		}
 		c.running++
-		c.wg.Go(c.run)
+		c.wg.Add(1)
+		go c.start()
 	}
 	return true
 }
 
 func (c *crew[T]) run() {
+	defer c.wg.Done()
 	for v, ok := c.take(); ok; v, ok = c.take() {
 		c.work(v)
 	}

@@ -45,24 +45,26 @@ type inflater struct {
 	fs    *FS // immutable
 	cache *cache.Cache[extentKey, *inflated]
 	spare sync.Pool // of *flight
+	hauls sync.Pool // of *haul
 	blank sync.Pool // of *inflated
-	codes sync.Pool // of *codec.Decoder
 
 	decoders crew[*flight] // of flights that were read
+	under    atomic.Int32  // flights begun and not ended
 
 	mu      sync.Mutex
 	flights map[extentKey]*flight // guarded by mu
+	codes   []*codec.Decoder      // guarded by mu; idle, at most as many as decoders
 }
 
 // flight is one compressed extent being read and inflated.
 type flight struct {
-	volume.Request
-	fs      *FS
-	key     extentKey
-	disk    *devio.Buffer
-	out     *inflated
-	sums    sums
-	stripes []ondisk.StripeExtent
+	fs   *FS
+	key  extentKey
+	weak bool // there are no checksums: it is inflated as its own check
+	haul *haul
+	disk []byte // of the haul, once it was read
+	out  *inflated
+
 	waiters *piece // guarded by inflater.mu
 }
 
@@ -71,9 +73,30 @@ func newInflater(fs *FS, cacheBytes int64) *inflater {
 	in.cache = cache.NewCounted[extentKey](cacheBytes, (*inflated).retain, (*inflated).release)
 	in.decoders.limit, in.decoders.work = runtime.GOMAXPROCS(0), (*flight).decode
 	in.spare.New = func() any { return &flight{fs: fs} }
+	in.hauls.New = func() any { return &haul{fs: fs} }
 	in.blank.New = func() any { return &inflated{home: &in.blank} }
-	in.codes.New = func() any { return codec.NewDecoder() }
 	return in
+}
+
+// decoder lends a decoder, until giveBack.
+func (in *inflater) decoder() *codec.Decoder {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	last := len(in.codes) - 1
+	if last < 0 {
+		return codec.NewDecoder()
+	}
+	d := in.codes[last]
+	in.codes = in.codes[:last]
+	return d
+}
+
+func (in *inflater) giveBack(d *codec.Decoder) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if len(in.codes) < in.decoders.limit {
+		in.codes = append(in.codes, d)
+	}
 }
 
 // copyCached puts a part of an extent in place if it is cached.
@@ -87,8 +110,8 @@ func (in *inflater) copyCached(k extentKey, dst []byte, skip int) bool {
 	return true
 }
 
-// start serves a piece from the cache, lets it wait for a flight of its extent, or begins one, whose device
-// read goes into s.
+// start serves a piece from the cache, lets it wait for a flight of its extent, or begins one, which goes
+// into s.
 func (in *inflater) start(p *piece, s *submission) {
 	in.mu.Lock()
 	if f := in.flights[p.extent]; f != nil {
@@ -104,38 +127,14 @@ func (in *inflater) start(p *piece, s *submission) {
 	}
 	f := in.spare.Get().(*flight)
 	p.next = nil
-	f.key, f.waiters = p.extent, p
+	f.key, f.weak, f.waiters = p.extent, p.read.file.noSums, p
 	in.flights[p.extent] = f
 	in.mu.Unlock()
-	f.begin(p)
-	s.reqs = append(s.reqs, &f.Request)
+	in.under.Add(1)
+	s.load(f, p)
 }
 
-// begin prepares the read of the whole extent. Where there are no checksums, inflating is the only check:
-// it can refuse a copy, though not vouch for one.
-func (f *flight) begin(p *piece) {
-	n := int(f.key.disk)
-	f.disk = f.fs.pool.Get(n)
-	f.Logical, f.Buf, f.Home, f.Done = f.key.logical, f.disk.B, f.disk, f
-	f.stripes = append(f.stripes[:0], p.Stripes...)
-	f.Stripes = f.stripes
-	f.Unit, f.Verifier, f.Weak = int(f.fs.super.SectorSize), f, false
-	if p.read.file.noSums {
-		f.Unit, f.Weak = n, true
-		return
-	}
-	f.sums.copyFrom(&p.read.sums, p.first, n/f.Unit)
-}
-
-// VerifyUnit holds a sector against its checksum, before anything is inflated.
-func (f *flight) VerifyUnit(i int, b []byte) error {
-	if f.Weak {
-		return f.inflate(b)
-	}
-	return f.sums.check(f.fs.super.CsumType, i, b)
-}
-
-// inflate fills out from what was read.
+// inflate fills out from b.
 func (f *flight) inflate(b []byte) error {
 	in := f.fs.inflater
 	if f.out == nil {
@@ -143,36 +142,32 @@ func (f *flight) inflate(b []byte) error {
 		f.out.buf = f.fs.pool.Get(int(f.key.ram))
 		f.out.retain()
 	}
-	d := in.codes.Get().(*codec.Decoder)
-	defer in.codes.Put(d)
-	if f.Weak {
+	d := in.decoder()
+	defer in.giveBack(d)
+	if f.weak {
 		return d.InflateStrict(f.key.kind, f.out.buf.B, b, int(f.fs.super.SectorSize))
 	}
 	return d.Inflate(f.key.kind, f.out.buf.B, b, int(f.fs.super.SectorSize))
 }
 
-// RequestDone ends the flight of an extent that no copy could serve whole, and hands others to a decoder.
-func (f *flight) RequestDone(q *volume.Request) {
-	if q.Moved != nil {
-		f.disk.Release()
-		f.disk, q.Moved = q.Moved, nil
-	}
+// land goes on with what was read and is right. The only flight is inflated by who completed it: a client that
+// waits for one extent need not wait for another goroutine as well.
+func (f *flight) land() {
+	in := f.fs.inflater
 	switch {
-	case len(q.Lost) > 0:
-		f.end(&q.Lost[0])
-	case f.Weak:
+	case f.weak:
 		f.end(nil)
-	default:
-		if !f.fs.inflater.decoders.add(f) {
-			f.end(&volume.Lost{Logical: f.key.logical, Err: ErrClosed})
-		}
+	case in.under.Load() == 1:
+		f.decode()
+	case !in.decoders.add(f):
+		f.end(&volume.Lost{Logical: f.key.logical, Err: ErrClosed})
 	}
 }
 
 // decode ends a flight whose bytes are right. What does not inflate all the same was broken before it was
 // written: other copies would be the same.
 func (f *flight) decode() {
-	if err := f.inflate(f.Buf); err != nil {
+	if err := f.inflate(f.disk); err != nil {
 		f.fs.vol.CountLost(1)
 		f.end(&volume.Lost{Logical: f.key.logical, Err: err})
 		return
@@ -191,6 +186,8 @@ func (f *flight) end(lost *volume.Lost) {
 	p := f.waiters
 	f.waiters = nil
 	in.mu.Unlock()
+	in.under.Add(-1)
+	f.haul.release()
 	for p != nil {
 		next := p.next
 		if lost == nil {
@@ -202,11 +199,10 @@ func (f *flight) end(lost *volume.Lost) {
 		p.read.release()
 		p = next
 	}
-	f.disk.Release()
 	if f.out != nil {
 		f.out.release()
 	}
-	f.disk, f.out = nil, nil
+	f.haul, f.disk, f.out = nil, nil, nil
 	in.spare.Put(f)
 }
 
@@ -215,8 +211,8 @@ func (in *inflater) inflateInline(s *Segment, dst []byte) error {
 	x := &s.Extent
 	out := in.fs.pool.Get(max(int(x.RAMBytes), 1))
 	defer out.Release()
-	d := in.codes.Get().(*codec.Decoder)
-	defer in.codes.Put(d)
+	d := in.decoder()
+	defer in.giveBack(d)
 	if err := d.Inflate(codec.Kind(x.Compression), out.B[:x.RAMBytes], x.Inline, int(in.fs.super.SectorSize)); err != nil {
 		return err
 	}

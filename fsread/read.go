@@ -202,6 +202,7 @@ func (r *Read) lostError() error {
 // submission is what one Submit gathers for the volume; kept for the next.
 type submission struct {
 	reqs  []*volume.Request
+	hauls []*haul
 	scout scout
 }
 
@@ -255,6 +256,11 @@ func (s *submission) add(r *Read) {
 }
 
 func (s *submission) submit(v *volume.Volume) {
+	for _, h := range s.hauls {
+		s.reqs = append(s.reqs, h.request())
+	}
+	clear(s.hauls)
+	s.hauls = s.hauls[:0]
 	if len(s.reqs) > 0 {
 		v.Submit(s.reqs)
 	}

@@ -27,9 +27,8 @@ func (s *sums) grow(n, size int) {
 	}
 }
 
-// copyFrom takes the checksums of n sectors of o, from the first-th on; none where o has none.
-func (s *sums) copyFrom(o *sums, first, n int) {
-	s.reset()
+// appendFrom adds the checksums of n sectors of o, from the first-th on; none where o has none.
+func (s *sums) appendFrom(o *sums, first, n int) {
 	size := 0
 	if len(o.have) > 0 {
 		size = len(o.b) / len(o.have)

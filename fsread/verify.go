@@ -127,8 +127,8 @@ func (c *check) row(l ondisk.Logical, b []byte) error {
 func (c *check) inflate(b []byte) error {
 	out := c.fs.pool.Get(c.ram)
 	defer out.Release()
-	d := c.fs.inflater.codes.Get().(*codec.Decoder)
-	defer c.fs.inflater.codes.Put(d)
+	d := c.fs.inflater.decoder()
+	defer c.fs.inflater.giveBack(d)
 	if c.Verifier == nil {
 		return d.InflateStrict(c.kind, out.B, b, c.Unit)
 	}
