@@ -21,6 +21,9 @@ func classOf(n int) int {
 	return doubling + (e-bits.Len(doublingMax)+1)*4 + k
 }
 
+// BufferSize is the memory that a buffer of n bytes takes, 1 <= n <= 64 MiB + 256 KiB.
+func BufferSize(n int) int { return classSize(classOf(n)) }
+
 // classSize is the inverse of classOf: the size of a class's buffers in bytes.
 func classSize(class int) int {
 	switch {

@@ -217,18 +217,22 @@ func TestCompressedFaults(t *testing.T) {
 
 // TestSmallCache reads compressed files at random through a cache that holds a few extents only.
 func TestSmallCache(t *testing.T) {
-	rng := fsreadtest.Seed(t)
-	f := mustOpen(t, newRig(t, fsreadtest.Load(t, "zstd")), Options{CacheBytes: 1})
-	truth := files(t, f, 4<<20)
-	for range 3 {
-		if err := eachFile(f, func(path string, file *File) error {
-			if want, ok := truth[path]; ok {
-				return randomBatches(rng, path, file, want, 4)
+	for _, name := range []string{"zlib", "lzo", "zstd"} {
+		t.Run(name, func(t *testing.T) {
+			rng := fsreadtest.Seed(t)
+			f := mustOpen(t, newRig(t, fsreadtest.Load(t, name)), Options{CacheBytes: 1})
+			truth := files(t, f, 4<<20)
+			for range 3 {
+				if err := eachFile(f, func(path string, file *File) error {
+					if want, ok := truth[path]; ok {
+						return randomBatches(rng, path, file, want, 4)
+					}
+					return nil
+				}); err != nil {
+					t.Error(err)
+				}
 			}
-			return nil
-		}); err != nil {
-			t.Error(err)
-		}
+		})
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/devio/faultdev"
 	"github.com/btrexport/btrexport/fsread/fsreadtest"
 	"github.com/btrexport/btrexport/fsread/ondisk"
@@ -31,10 +30,10 @@ func (b *builder) neighbours(n int) (want []byte, at []ondisk.Logical) {
 }
 
 // recorded opens the builder's filesystem on a device whose reads can be watched.
-func (b *builder) recorded(o Options) (*File, *faultdev.Dev) {
+func (b *builder) recorded(o Options, how ...faultdev.MemOption) (*File, *faultdev.Dev) {
 	b.t.Helper()
 	b.build()
-	dev := faultdev.New(faultdev.Mem("disk", b.disk))
+	dev := faultdev.New(faultdev.Mem("disk", b.disk, how...))
 	fs, err := Open(context.Background(), []volume.Device{dev}, o)
 	if err != nil {
 		b.t.Fatal(err)
@@ -51,10 +50,10 @@ func (b *builder) recorded(o Options) (*File, *faultdev.Dev) {
 	return f, dev
 }
 
-// dataReads gives the lengths of the reads that dev was asked for behind dataStart, since Record.
+// dataReads gives the lengths of the reads that dev was asked for for extents, since Record.
 func dataReads(dev *faultdev.Dev) (lens []int) {
 	for _, l := range dev.Log() {
-		if l.Off >= devio.Physical(dataStart) {
+		if l.Off >= 3<<20 {
 			lens = append(lens, l.Size)
 		}
 	}

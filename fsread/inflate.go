@@ -39,6 +39,9 @@ func (x *inflated) release() {
 	}
 }
 
+// memoryOf is what an inflated extent takes.
+func memoryOf(k extentKey) int { return devio.BufferSize(int(k.ram)) }
+
 // inflater reads and inflates compressed extents: each once for all who wait for it, on as many goroutines
 // as there are cores.
 type inflater struct {
@@ -65,7 +68,8 @@ type flight struct {
 	disk []byte // of the haul, once it was read
 	out  *inflated
 
-	waiters *piece // guarded by inflater.mu
+	waiters *piece // guarded by inflater.mu, as keep
+	keep    bool   // inflate all of it, into out and the cache; else what the one waiter wants, into its place
 }
 
 func newInflater(fs *FS, cacheBytes int64) *inflater {
@@ -111,11 +115,11 @@ func (in *inflater) copyCached(k extentKey, dst []byte, skip int) bool {
 }
 
 // start serves a piece from the cache, lets it wait for a flight of its extent, or begins one, which goes
-// into s.
+// into s. Who waits for a flight that was not to be kept makes it one that is.
 func (in *inflater) start(p *piece, s *submission) {
 	in.mu.Lock()
 	if f := in.flights[p.extent]; f != nil {
-		p.next, f.waiters = f.waiters, p
+		p.next, f.waiters, f.keep = f.waiters, p, true
 		in.mu.Unlock()
 		return
 	}
@@ -127,11 +131,55 @@ func (in *inflater) start(p *piece, s *submission) {
 	}
 	f := in.spare.Get().(*flight)
 	p.next = nil
-	f.key, f.weak, f.waiters = p.extent, p.read.file.noSums, p
+	f.key, f.weak, f.waiters, f.keep = p.extent, p.read.file.noSums, p, in.worth(p)
 	in.flights[p.extent] = f
 	in.mu.Unlock()
 	in.under.Add(1)
 	s.load(f, p)
+}
+
+// worth says whether an extent is to be inflated whole for a piece, and cached. When the cache is full and nobody
+// asked for the extent lately, only what the piece wants is inflated, if that costs less.
+func (in *inflater) worth(p *piece) bool {
+	if p.read.file.noSums || !p.frugal() {
+		return true // without checksums, inflating all of it is the check
+	}
+	return in.cache.Admit(p.extent, memoryOf(p.extent))
+}
+
+// frugal says whether less work is done when only the piece's part of the extent is inflated: LZO inflates by sector,
+// zlib stops behind the part, zstd has to inflate all of it. All of an extent at least needs no copy.
+func (p *piece) frugal() bool {
+	ram := int(p.extent.ram)
+	switch {
+	case p.n == ram:
+		return true
+	case p.extent.kind == codec.LZO:
+		return p.n <= ram/4
+	case p.extent.kind == codec.Zlib:
+		return p.n <= ram/4 && p.skip+p.n <= ram/4*3
+	}
+	return false
+}
+
+// seal gives the one waiter of a flight that is not to be kept; from then on nobody else can wait for it.
+func (f *flight) seal() *piece {
+	in := f.fs.inflater
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if f.keep {
+		return nil
+	}
+	delete(in.flights, f.key)
+	return f.waiters
+}
+
+// inflatePart puts a piece's part of the extent in place.
+func (f *flight) inflatePart(p *piece) error {
+	in := f.fs.inflater
+	d := in.decoder()
+	defer in.giveBack(d)
+	return d.InflateAt(f.key.kind, p.dst(), f.disk, int(f.fs.super.SectorSize), p.skip)
 }
 
 // inflate fills out from b.
@@ -151,23 +199,39 @@ func (f *flight) inflate(b []byte) error {
 }
 
 // land goes on with what was read and is right. The only flight is inflated by who completed it: a client that
-// waits for one extent need not wait for another goroutine as well.
+// waits for one extent need not wait for another goroutine as well. So is what takes less time than a hand-off.
 func (f *flight) land() {
 	in := f.fs.inflater
 	switch {
 	case f.weak:
 		f.end(nil)
-	case in.under.Load() == 1:
+	case in.under.Load() == 1 || f.brief():
 		f.decode()
 	case !in.decoders.add(f):
 		f.end(&volume.Lost{Logical: f.key.logical, Err: ErrClosed})
 	}
 }
 
+// brief says whether a few sectors of LZO are all that is wanted.
+func (f *flight) brief() bool {
+	if f.key.kind != codec.LZO {
+		return false
+	}
+	f.fs.inflater.mu.Lock()
+	defer f.fs.inflater.mu.Unlock()
+	return !f.keep && f.waiters.n <= 16<<10
+}
+
 // decode ends a flight whose bytes are right. What does not inflate all the same was broken before it was
 // written: other copies would be the same.
 func (f *flight) decode() {
-	if err := f.inflate(f.disk); err != nil {
+	var err error
+	if p := f.seal(); p != nil {
+		err = f.inflatePart(p)
+	} else {
+		err = f.inflate(f.disk)
+	}
+	if err != nil {
 		f.fs.vol.CountLost(1)
 		f.end(&volume.Lost{Logical: f.key.logical, Err: err})
 		return
@@ -178,11 +242,13 @@ func (f *flight) decode() {
 // end gives every waiter its part, or its loss: of a compressed extent all is lost or nothing.
 func (f *flight) end(lost *volume.Lost) {
 	in := f.fs.inflater
-	if lost == nil {
-		in.cache.Put(f.key, f.out, int(f.key.ram))
+	if lost == nil && f.out != nil {
+		in.cache.Put(f.key, f.out, memoryOf(f.key))
 	}
 	in.mu.Lock()
-	delete(in.flights, f.key)
+	if in.flights[f.key] == f {
+		delete(in.flights, f.key)
+	}
 	p := f.waiters
 	f.waiters = nil
 	in.mu.Unlock()
@@ -190,11 +256,11 @@ func (f *flight) end(lost *volume.Lost) {
 	f.haul.release()
 	for p != nil {
 		next := p.next
-		if lost == nil {
-			copy(p.dst(), f.out.buf.B[p.skip:])
-		} else {
+		if lost != nil {
 			clear(p.dst())
 			p.read.lose(LostRange{Off: p.read.window + uint64(p.at), Len: uint64(p.n), Cause: *lost})
+		} else if f.out != nil {
+			copy(p.dst(), f.out.buf.B[p.skip:])
 		}
 		p.read.release()
 		p = next

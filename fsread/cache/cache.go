@@ -13,7 +13,12 @@ import (
 	"sync/atomic"
 )
 
-const shards = 16
+// A cache has one shard for each shardBytes of its limit, but no more than maxShards: a value as large as a
+// compressed extent shall be one of many in its shard.
+const (
+	maxShards  = 16
+	shardBytes = 8 << 20
+)
 
 // entryOverhead is what an entry costs beside its value: entry, slots of the table, remembered key. Bytes.
 const entryOverhead = 200
@@ -26,8 +31,8 @@ const bytesPerSlot = 4 << 10
 // counted; then an entry's place is used again for another, so that a full cache allocates next to nothing.
 type Cache[K comparable, V any] struct {
 	seed            maphash.Seed
-	retain, release func(V) // nil: values are not counted
-	shards          [shards]shard[K, V]
+	retain, release func(V)       // nil: values are not counted
+	shards          []shard[K, V] // immutable
 }
 
 // shard finds its entries by a table of chains. Who changes one holds mu; without it a chain may be walked all the
@@ -41,7 +46,7 @@ type shard[K comparable, V any] struct {
 	smallBytes  int64
 	count       int // entries
 	small, main queue[K, V]
-	ghosts      map[K]uint64 // keys that left the small queue unasked, and when
+	ghosts      map[K]uint64 // keys that left the small queue unasked, or were not admitted, and when
 	ghostOrder  []ghost[K]   // from ghostHead on, oldest first; some no longer in ghosts
 	ghostHead   int
 	clock       uint64
@@ -112,13 +117,14 @@ func New[K comparable, V any](limit int64) *Cache[K, V] {
 // for each that Get gives, release for each that the cache lets go. Who gets a value releases it.
 func NewCounted[K comparable, V any](limit int64, retain, release func(V)) *Cache[K, V] {
 	c := &Cache[K, V]{seed: maphash.MakeSeed(), retain: retain, release: release}
-	slots := 1
-	for int64(slots)*shards*bytesPerSlot < limit {
+	c.shards = make([]shard[K, V], min(max(limit/shardBytes, 1), maxShards))
+	n, slots := int64(len(c.shards)), 1
+	for int64(slots)*n*bytesPerSlot < limit {
 		slots *= 2
 	}
 	for i := range c.shards {
 		s := &c.shards[i]
-		s.limit = limit / shards
+		s.limit = limit / n
 		s.table = make([]atomic.Pointer[entry[K, V]], slots)
 		s.ghosts = make(map[K]uint64)
 	}
@@ -127,9 +133,9 @@ func NewCounted[K comparable, V any](limit int64, retain, release func(V)) *Cach
 
 // place is where a key belongs.
 func (c *Cache[K, V]) place(k K) (s *shard[K, V], slot uint64) {
-	h := maphash.Comparable(c.seed, k)
-	s = &c.shards[h%shards]
-	return s, h / shards % uint64(len(s.table))
+	h, n := maphash.Comparable(c.seed, k), uint64(len(c.shards))
+	s = &c.shards[h%n]
+	return s, h / n % uint64(len(s.table))
 }
 
 func (s *shard[K, V]) find(slot uint64, k K) *entry[K, V] {
@@ -156,6 +162,23 @@ func (c *Cache[K, V]) Get(k K) (v V, ok bool) {
 		c.retain(e.value)
 	}
 	return e.value, true
+}
+
+// Admit says whether a value of size bytes is worth keeping under k: there is room for it, or k was asked for not
+// long ago. Otherwise it remembers that k was asked for.
+func (c *Cache[K, V]) Admit(k K, size int) bool {
+	s, _ := c.place(k)
+	cost := int64(size) + entryOverhead
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bytes+cost <= s.limit {
+		return true
+	}
+	if _, ok := s.ghosts[k]; ok {
+		return cost <= s.limit
+	}
+	s.remember(k)
+	return false
 }
 
 // Put keeps v, of size bytes, under k, in place of what was there. A value larger than a shard is not kept.

@@ -75,7 +75,7 @@ func TestScanResistance(t *testing.T) {
 
 // TestSecondChance keeps an entry that comes back soon after it was dropped unasked.
 func TestSecondChance(t *testing.T) {
-	c := New[int, int](shards * 20 * (100 + entryOverhead))
+	c := New[int, int](320 * (100 + entryOverhead))
 	for k := range 2000 {
 		c.Put(k, k, 100)
 	}
@@ -92,6 +92,52 @@ func TestSecondChance(t *testing.T) {
 	}
 	if _, ok := c.Get(back); !ok {
 		t.Error("an entry that came back was driven out by a scan")
+	}
+}
+
+// TestAdmit takes everything while there is room, and then what is asked for twice.
+func TestAdmit(t *testing.T) {
+	const size, fit = 1000, 100
+	c := New[int, int](fit * (size + entryOverhead))
+	for k := range fit {
+		if !c.Admit(k, size) {
+			t.Fatalf("key %d was refused although there is room", k)
+		}
+		c.Put(k, k, size)
+	}
+	for k := fit; k < fit+50; k++ {
+		if c.Admit(k, size) {
+			t.Errorf("key %d was taken at the first time, into a full cache", k)
+		}
+	}
+	for k := fit; k < fit+50; k++ {
+		if !c.Admit(k, size) {
+			t.Errorf("key %d was refused at the second time", k)
+		}
+	}
+	for k := range 10 * fit {
+		c.Admit(1000+k, size)
+	}
+	if c.Admit(fit, size) {
+		t.Error("a key is remembered though ten times as many came after it as there are entries")
+	}
+	for range 2 {
+		if c.Admit(-1, fit*size*2) {
+			t.Error("took what is larger than the cache")
+		}
+	}
+}
+
+// TestFewLargeValues keeps extents of 128 KiB in the smallest cache.
+func TestFewLargeValues(t *testing.T) {
+	c := New[int, int](2 << 20)
+	for k := range 15 {
+		c.Put(k, k, 128<<10)
+	}
+	for k := range 15 {
+		if v, ok := c.Get(k); !ok || v != k {
+			t.Errorf("key %d: %d, %v", k, v, ok)
+		}
 	}
 }
 
