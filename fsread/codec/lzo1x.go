@@ -40,6 +40,32 @@ func lzo1x(dst []byte, limit int, src []byte, at, end int) (int, error) {
 		start := ip
 		t := int(src[ip])
 		ip++
+		// The two most frequent instructions, where nothing is odd about them, with operand and literals in one load.
+		// What they mean, and what may be odd, stands below.
+		if t >= 64 && end-ip >= 4 {
+			operand := binary.LittleEndian.Uint32(src[ip:])
+			length, dist, trailing := t>>5+1, int(operand&255)<<3+t>>2&7+1, t&3
+			if dist >= 8 && dist <= op && length+trailing <= limit-op {
+				binary.LittleEndian.PutUint64(dst[op:], binary.LittleEndian.Uint64(dst[op-dist:]))
+				op += length
+				binary.LittleEndian.PutUint32(dst[op:], operand>>8)
+				ip, op, state = ip+1+trailing, op+trailing, trailing
+				continue
+			}
+		}
+		if length := t&31 + 2; t >= 32 && t < 64 && length > 2 && end-ip >= 8 {
+			operand := binary.LittleEndian.Uint64(src[ip:])
+			dist, trailing := int(operand&0xFFFF>>2)+1, int(operand&3)
+			if dist >= 16 && dist <= op && length+trailing <= limit-op {
+				for from, to := op-dist, op; to < op+length; from, to = from+16, to+16 {
+					*(*[16]byte)(dst[to:]) = *(*[16]byte)(dst[from:])
+				}
+				op += length
+				binary.LittleEndian.PutUint32(dst[op:], uint32(operand>>16))
+				ip, op, state = ip+2+trailing, op+trailing, trailing
+				continue
+			}
+		}
 		var length, dist, trailing int
 		switch {
 		case t >= 64: // 3 to 8 bytes from within 2 KiB; as 01LDDDSS and 1LLDDDSS differ in the base alone, t/32+1 is the length

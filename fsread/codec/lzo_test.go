@@ -70,6 +70,8 @@ func TestLZOCorruptBlocks(t *testing.T) {
 		{"match above the output", "12 61 20" + strings.Repeat("00", 16) + "01 0000 110000", "at byte 10: match of 4114 bytes"},
 		{"distance above the output so far", "12 61 44 00 110000", "match of 3 bytes, distance 2, then 0 literals"},
 		{"distance of 16 KiB and more", "12 61 11 0400 110000", "distance 16385"},
+		{"distance above the output so far, more behind", "14 616263 5c 01 6162636465666768 110000", "match of 3 bytes, distance 16,"},
+		{"long distance above the output so far, more behind", "14 616263 2a fcff 6162636465666768 110000", "match of 12 bytes, distance 16384,"},
 		{"trailing literals above the input", "12 61 43 00 61", "then 3 literals: 1 bytes in"},
 		{"2K match cut", "12 61 40", "instruction cut off"},
 		{"1K match cut", "12 61 00", "instruction cut off"},
@@ -100,6 +102,8 @@ func TestLZOOutputEnd(t *testing.T) {
 	}{
 		{"match", []byte{0x40, 0}, 3},
 		{"match and a trailing literal", []byte{0x41, 0, 'x'}, 4},
+		{"match from 8 bytes back, three trailing literals", []byte{0x5f, 0, 'x', 'y', 'z'}, 6},
+		{"match from 16 bytes back, three trailing literals", []byte{0x2a, 63, 0, 'x', 'y', 'z'}, 15},
 		{"run of literals", []byte{1, 'a', 'b', 'c', 'd'}, 4},
 		{"long match", []byte{0x20, 1, 0, 0}, 34},
 		{"long run of literals", append([]byte{0, 1}, sample(19)...), 19},
