@@ -22,7 +22,8 @@ type haul struct {
 	size    int       // bytes of all of them
 	sums    sums      // of all their sectors
 	stripes []ondisk.StripeExtent
-	holds   atomic.Int32 // flights that have not ended, and one for who reads the list
+	inside  atomic.Bool  // who submits has not come back yet
+	holds   atomic.Int32 // flights that have not ended, who submits, and who reads the list
 }
 
 // load adds the read of a flight's extent, which p knows the checksums of, to what will be submitted.
@@ -63,8 +64,15 @@ func (h *haul) request() *volume.Request {
 	if h.Weak {
 		h.Unit = h.size
 	}
-	h.holds.Store(int32(len(h.flights)) + 1)
+	h.inside.Store(true)
+	h.holds.Store(int32(len(h.flights)) + 2)
 	return &h.Request
+}
+
+// submitted says that Submit has returned.
+func (h *haul) submitted() {
+	h.inside.Store(false)
+	h.release()
 }
 
 // VerifyUnit holds a sector against its checksum, before anything is inflated.

@@ -198,14 +198,15 @@ func (f *flight) inflate(b []byte) error {
 	return d.Inflate(f.key.kind, f.out.buf.B, b, int(f.fs.super.SectorSize))
 }
 
-// land goes on with what was read and is right. The only flight is inflated by who completed it: a client that
-// waits for one extent need not wait for another goroutine as well. So is what takes less time than a hand-off.
+// land goes on with what was read and is right. The only flight is inflated by who submitted it, if its read was done
+// there and then: a client that waits for one extent need not wait for another goroutine as well. What takes less
+// time than a hand-off is inflated where it arrives. All else would hold up what the device brings next.
 func (f *flight) land() {
 	in := f.fs.inflater
 	switch {
 	case f.weak:
 		f.end(nil)
-	case in.under.Load() == 1 || f.brief():
+	case in.under.Load() == 1 && f.haul.inside.Load() || f.brief():
 		f.decode()
 	case !in.decoders.add(f):
 		f.end(&volume.Lost{Logical: f.key.logical, Err: ErrClosed})

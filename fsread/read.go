@@ -259,13 +259,15 @@ func (s *submission) submit(v *volume.Volume) {
 	for _, h := range s.hauls {
 		s.reqs = append(s.reqs, h.request())
 	}
-	clear(s.hauls)
-	s.hauls = s.hauls[:0]
 	if len(s.reqs) > 0 {
 		v.Submit(s.reqs)
 	}
+	for _, h := range s.hauls {
+		h.submitted()
+	}
 	clear(s.reqs)
-	s.reqs = s.reqs[:0]
+	clear(s.hauls)
+	s.reqs, s.hauls = s.reqs[:0], s.hauls[:0]
 }
 
 // fail ends a read of which nothing is good.
