@@ -127,7 +127,7 @@ func (s *session) greet() error {
 // ask sends an option and hands each of its replies up to the ACK to take.
 func (s *session) ask(option uint32, data []byte, take func(typ uint32, data []byte) error) error {
 	if _, err := s.conn.Write(nbdwire.AppendOption(nil, option, data)); err != nil {
-		return err
+		return s.parting(err)
 	}
 	for range maxReplies {
 		typ, data, err := s.reply(option)

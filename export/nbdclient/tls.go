@@ -116,3 +116,13 @@ func (s *session) startTLS(ctx context.Context, c *tls.Config) error {
 	s.in.Reset(conn)
 	return nil
 }
+
+// parting gives the reason that the server has told before it closed the connection, where there is one, in place of
+// the error of a write on it: under TLS 1.3 a client whose certificate is refused believes to be through by then.
+func (s *session) parting(err error) error {
+	_, told := s.in.Peek(1)
+	if op := (*net.OpError)(nil); errors.As(told, &op) && op.Op == "remote error" {
+		return told
+	}
+	return err
+}

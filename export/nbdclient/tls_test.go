@@ -254,3 +254,27 @@ func TestTLSHandshakeEnds(t *testing.T) {
 		t.Errorf("got %v, want the context's end", err)
 	}
 }
+
+// TestTLSRefusedLate: a client whose certificate is refused is told so, also if it finds the connection closed when it
+// goes on.
+func TestTLSRefusedLate(t *testing.T) {
+	pki := tlstest.PKI(t)
+	local, remote := serveTLS(t, pki, []byte("x"), true)
+	bare := t.TempDir() // without a certificate of the client's
+	ca, err := os.ReadFile(filepath.Join(pki, "ca-cert.pem"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(bare, "ca-cert.pem"), ca, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []nbdclient.Target{local, remote} {
+		target.TLS.Certificates = bare
+		for range 100 {
+			_, err := nbdclient.Dial(context.Background(), target)
+			if err == nil || !strings.Contains(err.Error(), "certificate required") {
+				t.Fatalf("%s: %v, want what the server has told", target.Network, err)
+			}
+		}
+	}
+}
