@@ -36,6 +36,7 @@ type Queue struct {
 	scratch iovecs // guarded by inline
 	lone    *uring // guarded by inline; what file.preadv reads by, nil: the system call
 	cached  cachedReader
+	alone   aloneReads
 
 	closed   atomic.Bool
 	closing  sync.Once
@@ -87,7 +88,20 @@ func (q *Queue) Submit(batch []*Read) {
 	if len(batch) == 0 || idle && len(batch) == 1 && q.readInline(batch[0]) {
 		return
 	}
-	if q.engine.submit(batch) {
+	from := 0
+	for i, r := range batch {
+		if r.Alone {
+			q.hand(batch[from:i])
+			q.submitAlone(r)
+			from = i + 1
+		}
+	}
+	q.hand(batch[from:])
+}
+
+// hand gives reads to the engine.
+func (q *Queue) hand(batch []*Read) {
+	if len(batch) == 0 || q.engine.submit(batch) {
 		return
 	}
 	for _, r := range batch {
@@ -112,7 +126,7 @@ func (q *Queue) begin(batch []*Read) (idle bool) {
 
 // readInline reads r here and now, or returns false.
 func (q *Queue) readInline(r *Read) bool {
-	if !r.Lone || r.Size() > inlineMax || q.slow.Load() || !q.inline.TryLock() {
+	if !r.Lone || r.Alone || r.Size() > inlineMax || q.slow.Load() || !q.inline.TryLock() {
 		return false
 	}
 	defer q.inline.Unlock()
@@ -132,8 +146,16 @@ func (q *Queue) told(reads int) {
 	}
 }
 
-// finish gives r back to its owner with the result.
+// finish gives r back to its owner with the result, and has the next one read that was to be alone.
 func (q *Queue) finish(r *Read, n int, err error) {
+	if r.Alone {
+		q.nextAlone()
+	}
+	q.end(r, n, err)
+}
+
+// end gives r back to its owner with the result.
+func (q *Queue) end(r *Read, n int, err error) {
 	if err == nil && n < r.Size() {
 		err = io.ErrUnexpectedEOF
 	}
@@ -209,6 +231,7 @@ func (q *Queue) Close() error {
 func (q *Queue) shutdown() {
 	q.closed.Store(true)
 	q.engine.stop()
+	q.endAlone()
 	go func() {
 		q.engine.wait()
 		q.cached.shut()

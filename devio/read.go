@@ -28,6 +28,9 @@ type Read struct {
 	Done Completer // never nil
 	// Lone says that the submitter has nothing to do until this read is done, and may be held up by it.
 	Lone bool
+	// Alone has the queue do such reads one at a time, so that the kernel does not make one of several that touch: an
+	// error would be that of all.
+	Alone bool
 
 	// N is the result: that many bytes from the start of the run were read. What the buffers hold
 	// beyond N is undefined.

@@ -238,6 +238,7 @@ func TestChangingOpensAgain(t *testing.T) {
 	for _, changing := range []bool{true, false} {
 		r := newRig(t, img)
 		r.devs[0].Fail(faultdev.Nth(supers), syscall.EIO)
+		r.devs[0].Fail(faultdev.Nth(supers+1), syscall.EIO) // by itself
 		f, err := r.open(Options{Changing: changing})
 		if (err == nil) != changing {
 			t.Errorf("changing %v: got %v", changing, err)

@@ -93,7 +93,7 @@ type run struct {
 	frags       []frag
 	first, last int // of frags
 	size        int
-	alone       bool // one unit, read by itself: its failure says all about that unit
+	alone       bool // one unit, and nothing near it is read meanwhile: its failure says all about that unit
 	state       atomic.Int32
 	taps        []tap // who else takes what it brings; of whoever ends the run, or makes it late
 
@@ -295,8 +295,7 @@ func (r *Request) seal(b *batch) {
 		x := &r.runs[i]
 		x.req, x.read.Done, x.read.N, x.read.Err = r, x, 0, nil
 		x.frags, x.buf = r.frags, r.Buf
-		x.alone = x.alone || x.size <= r.Unit
-		x.read.Lone = !r.hedge
+		x.read.Lone, x.read.Alone = !r.hedge, x.alone
 		x.state.Store(flying)
 		x.scatter(r)
 		b.reads[x.m.index] = append(b.reads[x.m.index], &x.read)

@@ -240,6 +240,7 @@ func (a *Audit) submit() {
 	a.pending.Store(int32(len(a.runs)) + 1)
 	b := a.vol.batches.Get().(*batch)
 	for _, x := range a.runs {
+		x.read.Alone = a.again
 		for _, f := range x.frags {
 			x.read.Bufs = append(x.read.Bufs, a.areas[f.area].buf.B[f.off:f.off+f.n:f.off+f.n])
 		}
@@ -272,8 +273,8 @@ func (a *Audit) release() {
 	a.judge()
 }
 
-// readAgain looks at what the runs brought. Of a run that failed, and is longer than a unit, each unit that did
-// not arrive is read by itself; false when there is none.
+// readAgain looks at what the runs brought. Of a run that failed each unit that did not arrive is read by itself; false
+// when there is none.
 func (a *Audit) readAgain() bool {
 	was := a.runs
 	again := a.again
@@ -290,7 +291,7 @@ func (a *Audit) readAgain() bool {
 			for in := 0; in < f.n; in, pos = in+a.Unit, pos+a.Unit {
 				switch {
 				case pos+a.Unit <= x.read.N:
-				case again || x.size <= a.Unit || a.Err != nil:
+				case again || a.Err != nil:
 					a.fail(f.area, f.off+in, a.Unit, x.read.Err)
 				default:
 					a.place(x.m, x.read.Off+devio.Physical(pos), auditFrag{f.area, f.off + in, a.Unit})
