@@ -63,11 +63,13 @@ func (f *File) next(pos uint64) (look, bool) {
 	return l, l.from < f.size && !f.ahead.looked(n+1)
 }
 
-// follow tells what r's stream will want, if it is one.
+// follow tells what r's stream will want, if it is one: a look costs more than many a random read, and one of those
+// starts nearby once in a while, but seldom twice in a row.
 func (r *Read) follow(f *File) (look, bool) {
-	streams := r.Off == 0 || r.seen > 0 && r.Off >= r.seen && r.Off-r.seen <= nearby
+	again := r.near
+	r.near = r.Off == 0 || r.seen > 0 && r.Off >= r.seen && r.Off-r.seen <= nearby
 	r.seen = r.Off + uint64(r.Len)
-	if !streams {
+	if r.Off > 0 && !(r.near && again) {
 		return look{}, false
 	}
 	return f.next(r.seen)

@@ -43,6 +43,7 @@ type Read struct {
 	zeroes []Span // of the range, that nothing is stored for
 
 	seen uint64 // where its last use ended, in whatever file: says whether it belongs to a stream
+	near bool   // its last use began shortly behind the one before, or at the beginning of the file
 
 	pending atomic.Int32 // pieces under way, and one for whoever submits
 	mu      sync.Mutex
