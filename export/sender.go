@@ -16,7 +16,7 @@ const (
 	maxIovecs = 4 * maxRequests
 	// gatherBytes is how much may wait for the end of Submit. More is sent at once, while it
 	// is warm in the cache and so that the client has something to do.
-	gatherBytes = 256 << 10
+	gatherBytes = 64 << 10
 	// flushRounds bounds the writevs of a completer in a row: it has a disk to look after.
 	flushRounds = 4
 )
