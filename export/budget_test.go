@@ -142,3 +142,32 @@ func TestBudgetClose(t *testing.T) {
 		t.Errorf("free %d, want 1000", b.free)
 	}
 }
+
+// TestBudgetWindow: one connection holds so much of the pool, or two long requests; another is not held up by it.
+func TestBudgetWindow(t *testing.T) {
+	for _, tt := range []struct {
+		n    int64
+		want int
+	}{{256 << 10, 16}, {1 << 20, 4}, {3 << 20, 2}, {8 << 20, 2}} {
+		b := newBudget(64<<20, 0, time.Hour)
+		for range 2 {
+			s, got := b.newShare(), 0
+			for _, ok := s.try(tt.n); ok; _, ok = s.try(tt.n) {
+				got++
+			}
+			if got != tt.want {
+				t.Errorf("%d requests of %d KiB in flight, want %d", got, tt.n>>10, tt.want)
+			}
+		}
+	}
+	b := newBudget(64<<20, 0, time.Hour)
+	s := b.newShare()
+	for _, tt := range []struct {
+		n    int64
+		want bool
+	}{{1 << 20, true}, {32 << 20, true}, {64 << 10, false}, {32 << 20, false}} {
+		if _, got := s.try(tt.n); got != tt.want {
+			t.Errorf("%d KiB more: %v, want %v", tt.n>>10, got, tt.want)
+		}
+	}
+}

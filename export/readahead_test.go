@@ -47,7 +47,7 @@ func TestNoReadAhead(t *testing.T) {
 	data := pattern()
 	deep := bytes.Buffer{}
 	for i := range uint64(32) {
-		deep.Write(readRequest(i, i*(256<<10), 256<<10))
+		deep.Write(readRequest(i, i*(64<<10), 64<<10))
 	}
 	jumps := bytes.Buffer{}
 	for i := range uint64(32) {
@@ -67,7 +67,7 @@ func TestNoReadAhead(t *testing.T) {
 				cookie, _ := c.answer()
 				length := 4096
 				if name == "deep" {
-					length = 256 << 10
+					length = 64 << 10
 				}
 				off := cookie * uint64(length)
 				if name == "jumps" {
