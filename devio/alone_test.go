@@ -33,7 +33,7 @@ func testAlone(t *testing.T, e Engine) {
 			checkRead(t, done.next(t), data)
 		}
 		<-g.entered
-		q.Submit([]*Read{read(102, false), read(103, false)})
+		q.Submit([]*Read{read(102, false), read(120, false)})
 		<-g.entered
 		<-g.entered
 	}

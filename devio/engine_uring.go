@@ -34,12 +34,13 @@ type ring interface {
 type uringEngine struct {
 	file   *file      // immutable
 	finish finishFunc // immutable
-	told   func(int)  // immutable; told of the reads that one enter took
+	told   func(int)  // immutable; told of the requests that one enter took
 	reaper sync.WaitGroup
 
 	mu       sync.Mutex
 	ring     ring     // guarded by mu but for wait and wake
-	queued   fifo     // guarded by mu, as all below; reads that wait for a slot
+	merger   merger   // guarded by mu
+	queued   fifo     // guarded by mu, as all below; reads that wait for a slot, the first of each request
 	settled  fifo     // reads that end without the kernel; Err says how
 	slots    []slot   // its index is the tag of a request
 	free     []uint64 // slots that are free
@@ -47,10 +48,12 @@ type uringEngine struct {
 	stopped  bool
 }
 
-// slot is a read that is with the kernel, or about to be. It keeps the read and its buffers reachable.
+// slot is a request that is with the kernel, or about to be: a read, or several as one. It keeps them and their buffers
+// reachable.
 type slot struct {
-	r      *Read
+	r      *Read // the first
 	iov    iovecs
+	size   int  // bytes of the request, where it is made of several
 	n      int  // bytes that are there, from the start of the read
 	at     int  // where the request begins that is under way
 	direct bool // it is one with O_DIRECT
@@ -66,7 +69,7 @@ type ended struct {
 }
 
 func newUringEngine(f *file, depth int, rg ring, finish finishFunc, told func(int)) *uringEngine {
-	e := &uringEngine{file: f, finish: finish, told: told, ring: rg, slots: make([]slot, depth)}
+	e := &uringEngine{file: f, finish: finish, told: told, ring: rg, slots: make([]slot, depth), merger: newMerger(f)}
 	for i := range e.slots {
 		e.free = append(e.free, uint64(depth-1-i))
 	}
@@ -80,9 +83,7 @@ func (e *uringEngine) submit(batch []*Read) bool {
 	if e.stopped {
 		return false
 	}
-	for _, r := range batch {
-		e.queued.push(r)
-	}
+	e.merger.queue(batch, &e.queued)
 	e.issue()
 	return true
 }
@@ -101,7 +102,9 @@ func (e *uringEngine) issue() {
 		tag := e.free[last]
 		e.free = e.free[:last]
 		e.slots[tag].r = r
-		r.start(now)
+		for ; r != nil; r = r.follower {
+			r.start(now)
+		}
 		e.push(tag)
 	}
 	e.enter()
@@ -110,11 +113,15 @@ func (e *uringEngine) issue() {
 	}
 }
 
-// push makes the request for what is left of the slot's read. e.mu is held.
+// push makes the request for what is left of the slot's read, or for all of its reads. e.mu is held.
 func (e *uringEngine) push(tag uint64) {
 	s := &e.slots[tag]
 	s.at, s.direct = e.file.resume(s.n)
-	s.iov.set(s.r.Bufs, s.at)
+	if s.r.follower != nil {
+		s.size = e.merger.fill(&s.iov, s.r)
+	} else {
+		s.iov.set(s.r.Bufs, s.at)
+	}
 	e.ring.pushRead(tag, e.file.fd, s.iov, int64(s.r.Off)+int64(s.at), s.async)
 }
 
@@ -146,8 +153,12 @@ func (e *uringEngine) takeBack(err error) {
 	e.refusals = 0
 	for e.ring.waiting() > 0 {
 		r, n := e.vacate(e.ring.takeBack())
-		r.N, r.Err = n, err
-		e.settled.push(r)
+		for r != nil {
+			others := part(r)
+			r.N, r.Err = n, err
+			e.settled.push(r)
+			r = others
+		}
 	}
 }
 
@@ -183,7 +194,10 @@ func (e *uringEngine) collect(over []ended) ([]ended, bool) {
 		if !ok {
 			break
 		}
-		if done, err := e.landed(&e.slots[tag], res); done {
+		s := &e.slots[tag]
+		if s.r.follower != nil {
+			over = e.split(over, tag, res)
+		} else if done, err := e.landed(s, res); done {
 			r, n := e.vacate(tag)
 			over = append(over, ended{r, n, err})
 		} else {
@@ -196,6 +210,27 @@ func (e *uringEngine) collect(over []ended) ([]ended, bool) {
 		over = append(over, ended{r, r.N, r.Err})
 	}
 	return over, !e.stopped || len(e.free) < len(e.slots)
+}
+
+// split ends the reads that the request of a slot was made of, or has them done one by one. e.mu is held.
+func (e *uringEngine) split(over []ended, tag uint64, res int) []ended {
+	all := res == e.slots[tag].size
+	end := Physical(0)
+	r, _ := e.vacate(tag)
+	for r != nil {
+		if !all && end > 0 && r.Off > end {
+			e.merger.gap = 0 // what lies between may be why, and nobody needs it
+		}
+		end = r.Off + Physical(r.Size())
+		others := part(r)
+		if all {
+			over = append(over, ended{r, r.Size(), nil})
+		} else {
+			e.queued.push(r)
+		}
+		r = others
+	}
+	return over
 }
 
 // landed judges a result as file.read does that of a system call: whether the read is done, and its error. e.mu is held.
@@ -233,7 +268,11 @@ func (e *uringEngine) stop() {
 	e.mu.Unlock()
 	e.ring.wake(0)
 	for !cancelled.empty() {
-		e.finish(cancelled.pop(), 0, ErrClosed)
+		for r := cancelled.pop(); r != nil; {
+			others := part(r)
+			e.finish(r, 0, ErrClosed)
+			r = others
+		}
 	}
 }
 

@@ -118,15 +118,18 @@ func (v *iovecs) set(bufs [][]byte, skip int) {
 			skip -= len(b)
 			continue
 		}
-		b = b[skip:]
+		v.add(b[skip:])
 		skip = 0
-		iov := unix.Iovec{Base: unsafe.SliceData(b)}
-		iov.SetLen(len(b))
-		*v = append(*v, iov)
 		if len(*v) == maxIovecs {
 			return
 		}
 	}
+}
+
+func (v *iovecs) add(b []byte) {
+	iov := unix.Iovec{Base: unsafe.SliceData(b)}
+	iov.SetLen(len(b))
+	*v = append(*v, iov)
 }
 
 // preadv is the system call. unix.Preadv is not used because it allocates for more than 8 buffers.

@@ -139,10 +139,10 @@ func (q *Queue) readInline(r *Read) bool {
 	return true
 }
 
-// told counts a system call that handed so many reads to the kernel.
-func (q *Queue) told(reads int) {
+// told counts a system call that handed so many requests to the kernel.
+func (q *Queue) told(requests int) {
 	if s := q.stats.Load(); s != nil {
-		(*s).Submitted(reads)
+		(*s).Submitted(requests)
 	}
 }
 

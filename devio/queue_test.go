@@ -166,8 +166,12 @@ func testQueueReads(t *testing.T, e Engine) {
 			if got := stats.errs.Load(); got != int64(wantErrs) || got == 0 {
 				t.Errorf("stats: %d errors, want %d and some", got, wantErrs)
 			}
-			if got := stats.submitted.Load(); got < stats.reads.Load()-stats.errs.Load() || stats.enters.Load() > got {
-				t.Errorf("stats: %d reads handed in by %d calls, of %d", got, stats.enters.Load(), stats.reads.Load())
+			least := stats.reads.Load() - stats.errs.Load()
+			if e == IOUring {
+				least /= mergedMax / 4096 // several reads may be one request
+			}
+			if got := stats.submitted.Load(); got < least || stats.enters.Load() > got {
+				t.Errorf("stats: %d requests handed in by %d calls, for %d reads", got, stats.enters.Load(), stats.reads.Load())
 			}
 			if got := stats.inFlight.Load(); got != 0 || q.Depth() != 0 {
 				t.Errorf("in flight %d, depth %d, want 0", got, q.Depth())
@@ -245,12 +249,12 @@ func testSubmitDoesNotWait(t *testing.T, e Engine) {
 	q, g, data := openGated(t, e, 1)
 	done := make(arrivals, 256)
 	first := &Read{Bufs: [][]byte{aligned(4096)}, Done: done}
-	q.Submit([]*Read{first, {Off: 4096, Bufs: [][]byte{aligned(4096)}, Done: done}})
+	q.Submit([]*Read{first})
 	<-g.entered
 	if at, ok := first.Started(); !ok || time.Since(at) > time.Hour {
 		t.Errorf("the read in the kernel started %v, %v", at, ok)
 	}
-	for i := 2; i < 200; i++ {
+	for i := 1; i < 200; i++ {
 		q.Submit([]*Read{{Off: Physical(i * 4096), Bufs: [][]byte{aligned(4096)}, Done: done}})
 	}
 	if got := q.Depth(); got != 200 {
@@ -271,10 +275,7 @@ func TestWorkersBoundReadsInKernel(t *testing.T) { forEngines(t, testWorkersBoun
 func testWorkersBoundReadsInKernel(t *testing.T, e Engine) {
 	q, g, _ := openGated(t, e, 3)
 	done := make(arrivals, 16)
-	batch := make([]*Read, 10)
-	for i := range batch {
-		batch[i] = &Read{Off: Physical(i * 4096), Bufs: [][]byte{aligned(4096)}, Done: done}
-	}
+	batch := blocks(10, done)
 	q.Submit(batch)
 	for range 3 {
 		<-g.entered
@@ -367,10 +368,7 @@ func testCloseCancelsWhatWaits(t *testing.T, e Engine) {
 	var stats tally
 	q.Observe(&stats)
 	done := make(arrivals, 16)
-	batch := make([]*Read, 10)
-	for i := range batch {
-		batch[i] = &Read{Off: Physical(i * 4096), Bufs: [][]byte{aligned(4096)}, Done: done}
-	}
+	batch := blocks(10, done)
 	q.Submit(batch)
 	<-g.entered
 	<-g.entered

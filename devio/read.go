@@ -40,6 +40,8 @@ type Read struct {
 	Err error
 
 	next      *Read        // link of the list that the read waits in
+	follower  *Read        // the next of those that one request is made of; nil: this is the last
+	follows   bool         // it is not the first of them
 	submitted time.Time    // when Submit took it
 	started   atomic.Int64 // when it went to the kernel, Unix nanoseconds; 0: it is not there
 	stats     Stats        // who was told of the submission, and so is told of the completion
@@ -52,8 +54,8 @@ func (r *Read) Started() (time.Time, bool) {
 	return time.Unix(0, at), at != 0
 }
 
-// start notes that the read goes to the kernel.
-func (r *Read) start(now time.Time) { r.started.Store(now.UnixNano()) }
+// start notes that the read goes to the kernel, if it was not there before.
+func (r *Read) start(now time.Time) { r.started.CompareAndSwap(0, now.UnixNano()) }
 
 // Size is the number of bytes asked for: the sum of the lengths of Bufs.
 func (r *Read) Size() int {

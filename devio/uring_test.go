@@ -32,11 +32,11 @@ func openFake(t *testing.T, depth int, rg *fakeRing) (*Queue, []byte) {
 	return q, data
 }
 
-// blocks gives n reads of 4 KiB, one after the other.
+// blocks gives n reads of 4 KiB, too far from each other to become one request.
 func blocks(n int, done Completer) []*Read {
 	batch := make([]*Read, n)
 	for i := range batch {
-		batch[i] = &Read{Off: Physical(i * 4096), Bufs: [][]byte{aligned(4096)}, Done: done}
+		batch[i] = &Read{Off: Physical(i * (mergedGap + 2*4096)), Bufs: [][]byte{aligned(4096)}, Done: done}
 	}
 	return batch
 }
