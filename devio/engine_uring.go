@@ -1,7 +1,9 @@
 package devio
 
 import (
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,6 +16,10 @@ const (
 	uringPatience = 1000
 	// uringAgain is how often a read is done again that the kernel gave up without having asked the device.
 	uringAgain = 16
+	// uringAides bounds the goroutines beside the reaper that finish heavy reads.
+	uringAides = 7
+	// uringLong is from what size on a heavy read is passed on although no other waits for the reaper yet, in bytes.
+	uringLong = 64 << 10
 )
 
 // ring is what a uringEngine asks of the kernel: a polledRing, or what stands in for it in tests. Its methods are
@@ -30,11 +36,14 @@ type ring interface {
 }
 
 // uringEngine hands reads to an io_uring: whoever submits enters the kernel, once for a batch, and one goroutine
-// finishes what comes back and hands in what waited for a slot. That goroutine waits in Go's poller.
+// finishes what comes back and hands in what waited for a slot. That goroutine waits in Go's poller. Others finish what is
+// heavy beside it.
 type uringEngine struct {
-	file   *file      // immutable
-	finish finishFunc // immutable
-	told   func(int)  // immutable; told of the requests that one enter took
+	file   *file        // immutable
+	finish finishFunc   // immutable
+	told   func(int)    // immutable; told of the requests that one enter took
+	heavy  chan ended   // immutable; of the aides, with room for one each
+	idle   atomic.Int32 // aides that have nothing to do
 	reaper sync.WaitGroup
 
 	mu       sync.Mutex
@@ -72,6 +81,12 @@ func newUringEngine(f *file, depth int, rg ring, finish finishFunc, told func(in
 	e := &uringEngine{file: f, finish: finish, told: told, ring: rg, slots: make([]slot, depth), merger: newMerger(f)}
 	for i := range e.slots {
 		e.free = append(e.free, uint64(depth-1-i))
+	}
+	aides := min(runtime.GOMAXPROCS(0)-1, uringAides)
+	e.heavy = make(chan ended, aides)
+	e.idle.Store(int32(aides))
+	for range aides {
+		e.reaper.Go(e.aid)
 	}
 	e.reaper.Go(e.reap)
 	return e
@@ -174,14 +189,37 @@ func (e *uringEngine) vacate(tag uint64) (r *Read, n int) {
 
 // reap finishes reads until the engine is stopped and none is left.
 func (e *uringEngine) reap() {
+	defer close(e.heavy)
 	over := make([]ended, 0, len(e.slots))
 	for more := true; more; {
 		e.ring.wait()
 		over, more = e.collect(over[:0])
-		for i := range over {
-			e.finish(over[i].r, over[i].n, over[i].err)
+		for i, x := range over {
+			last := i == len(over)-1
+			if x.r.Heavy && (!last || x.n >= uringLong) && e.passOn(x) {
+				continue
+			}
+			e.finish(x.r, x.n, x.err)
 		}
 		clear(over)
+	}
+}
+
+// passOn has a read finished beside the others, if anybody is free.
+func (e *uringEngine) passOn(x ended) bool {
+	if e.idle.Load() == 0 {
+		return false
+	}
+	e.idle.Add(-1) // by nobody else
+	e.heavy <- x
+	return true
+}
+
+// aid finishes heavy reads that the reaper passes on.
+func (e *uringEngine) aid() {
+	for x := range e.heavy {
+		e.finish(x.r, x.n, x.err)
+		e.idle.Add(1)
 	}
 }
 

@@ -31,6 +31,8 @@ type Read struct {
 	// Alone has the queue do such reads one at a time, so that the kernel does not make one of several that touch: an
 	// error would be that of all.
 	Alone bool
+	// Heavy says that Done.ReadDone takes about as long as the device did. Others are not to wait for it.
+	Heavy bool
 
 	// N is the result: that many bytes from the start of the run were read. What the buffers hold
 	// beyond N is undefined.

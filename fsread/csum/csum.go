@@ -59,6 +59,9 @@ func (t Type) Size() int {
 	return 0
 }
 
+// Slow reports whether a sum takes about as long as a fast device takes to deliver the bytes.
+func (t Type) Slow() bool { return t == SHA256 || t == BLAKE2b }
+
 // Supported reports whether Sum and Match can compute the type: every one that the format defines.
 func (t Type) Supported() bool { return t.Size() > 0 }
 

@@ -295,7 +295,7 @@ func (r *Request) seal(b *batch) {
 		x := &r.runs[i]
 		x.req, x.read.Done, x.read.N, x.read.Err = r, x, 0, nil
 		x.frags, x.buf = r.frags, r.Buf
-		x.read.Lone, x.read.Alone = !r.hedge, x.alone
+		x.read.Lone, x.read.Alone, x.read.Heavy = !r.hedge, x.alone, r.vol.super.CsumType.Slow()
 		x.state.Store(flying)
 		x.scatter(r)
 		b.reads[x.m.index] = append(b.reads[x.m.index], &x.read)
