@@ -20,6 +20,7 @@ const fileName = "file"
 type layout struct {
 	devices int    // 0: 1
 	data    string // mkfs -d; empty: single
+	csum    string // mkfs --csum; empty: crc32c
 	mount   string // options while the file is written, for compression
 	content content
 	rewrite int // one of so many blocks of 4 KiB is written again by itself; 0: none
@@ -56,7 +57,7 @@ func build(ctx context.Context, dir string, lay layout, want *book, seed uint64)
 	case lay.devices > 3:
 		metadata = "raid1c3" // two devices may be taken away
 	}
-	f.fs, err = kernelfs.Make(ctx, sub, kernelfs.Options{Devices: lay.devices, DeviceSize: deviceSize(len(want.bytes)), Data: profile, Metadata: metadata})
+	f.fs, err = kernelfs.Make(ctx, sub, kernelfs.Options{Devices: lay.devices, DeviceSize: deviceSize(len(want.bytes)), Data: profile, Metadata: metadata, Csum: lay.csum})
 	if err != nil {
 		return f, err
 	}

@@ -73,6 +73,9 @@ func scenarios() []scenario {
 			{name: "4K QD32", work: qd32, must: 2, aim: 3},
 		}},
 	}
+	for _, sum := range []string{"xxhash", "sha256", "blake2"} {
+		list = append(list, scenario{name: sum, layout: layout{csum: sum, content: noise}, rows: []row{{name: "sequential 256K QD16", work: sequential}}})
+	}
 	for _, s := range []struct {
 		name    string
 		devices int
