@@ -198,6 +198,9 @@ func serveBackground(ctx context.Context, c *net.UnixConn, t nbdclient.Target, n
 		cancel(errors.New("who started the relay has ended"))
 	}()
 	info, files, failed := r.Dial(dial, t, n)
+	if cause := context.Cause(dial); failed != nil && cause != nil {
+		failed = cause // a dial that is given up calls it "operation was canceled"
+	}
 	err := sendReport(c, info, files, failed)
 	if err != nil {
 		err = errors.Join(err, failed)

@@ -458,8 +458,14 @@ func TestBackgroundKinds(t *testing.T) {
 	}
 }
 
-// TestBackgroundOrphan: a relay whose parent goes before it has reported ends.
+// TestBackgroundOrphan: a relay whose parent goes before it has reported ends, whether it dials or shakes hands.
 func TestBackgroundOrphan(t *testing.T) {
+	for range 100 {
+		testBackgroundOrphan(t)
+	}
+}
+
+func testBackgroundOrphan(t *testing.T) {
 	l, err := net.Listen("unix", t.TempDir()+"/s")
 	if err != nil {
 		t.Fatal(err)
