@@ -10,7 +10,8 @@
 //
 // Two engines carry out queued reads, with the same results; Options.Engine chooses (engine.go). That of io_uring
 // enters the kernel once for a batch, and one goroutine for each device waits in Go's poller for what comes back and
-// runs the Completers, those of heavy reads with the help of others: no thread is blocked. Where the kernel forbids io_uring, a pool of workers blocks in preadv.
+// runs the Completers, those of heavy reads with the help of others: no thread is blocked. Where the kernel forbids
+// io_uring, a pool of workers blocks in preadv.
 //
 // With io_uring the thread that handed a read in brings its end, too, and can't while it sleeps in the kernel without
 // interruption, as in a preadv of a disk that hangs. So a queue of this engine reads by nothing but rings, also what

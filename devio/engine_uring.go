@@ -98,7 +98,7 @@ func (e *uringEngine) submit(batch []*Read) bool {
 	if e.stopped {
 		return false
 	}
-	e.merger.queue(batch, &e.queued)
+	e.merger.queue(batch, &e.queued, &e.settled)
 	e.issue()
 	return true
 }
@@ -108,11 +108,6 @@ func (e *uringEngine) issue() {
 	now := time.Now()
 	for !e.queued.empty() && len(e.free) > 0 {
 		r := e.queued.pop()
-		if todo, err := e.file.begin(r); !todo {
-			r.Err = err
-			e.settled.push(r)
-			continue
-		}
 		last := len(e.free) - 1
 		tag := e.free[last]
 		e.free = e.free[:last]
@@ -168,11 +163,9 @@ func (e *uringEngine) takeBack(err error) {
 	e.refusals = 0
 	for e.ring.waiting() > 0 {
 		r, n := e.vacate(e.ring.takeBack())
-		for r != nil {
-			others := part(r)
+		for r := range parts(r) {
 			r.N, r.Err = n, err
 			e.settled.push(r)
-			r = others
 		}
 	}
 }
@@ -254,19 +247,17 @@ func (e *uringEngine) collect(over []ended) ([]ended, bool) {
 func (e *uringEngine) split(over []ended, tag uint64, res int) []ended {
 	all := res == e.slots[tag].size
 	end := Physical(0)
-	r, _ := e.vacate(tag)
-	for r != nil {
+	first, _ := e.vacate(tag)
+	for r := range parts(first) {
 		if !all && end > 0 && r.Off > end {
 			e.merger.gap = 0 // what lies between may be why, and nobody needs it
 		}
 		end = r.Off + Physical(r.Size())
-		others := part(r)
 		if all {
 			over = append(over, ended{r, r.Size(), nil})
 		} else {
 			e.queued.push(r)
 		}
-		r = others
 	}
 	return over
 }
@@ -306,10 +297,8 @@ func (e *uringEngine) stop() {
 	e.mu.Unlock()
 	e.ring.wake(0)
 	for !cancelled.empty() {
-		for r := cancelled.pop(); r != nil; {
-			others := part(r)
+		for r := range parts(cancelled.pop()) {
 			e.finish(r, 0, ErrClosed)
-			r = others
 		}
 	}
 }

@@ -16,13 +16,6 @@ import (
 	"pgregory.net/rapid"
 )
 
-// aligned returns n bytes at a multiple of 4096.
-func aligned(n int) []byte {
-	b := make([]byte, n+maxAlign)
-	skip := int(-address(b) & (maxAlign - 1))
-	return b[skip : skip+n : skip+n]
-}
-
 // split cuts b at random multiples of align into parts.
 func split(rng *rand.Rand, b []byte, align, parts int) [][]byte {
 	var bufs [][]byte

@@ -2,6 +2,7 @@ package devio
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"unsafe"
 )
@@ -21,43 +22,53 @@ const (
 // that were not rewritten. A request that does not bring all of its reads is no news of any of them: they are then
 // done one by one.
 type merger struct {
-	file   *file
-	gap    int     // bytes that may lie between; 0 from the day on that such a request failed
-	sink   []byte  // where what lies between goes; nobody reads it
-	sorted []*Read // of the batch; kept for the next
+	file         *file
+	gap          int     // bytes that may lie between; 0 from the day on that such a request failed
+	sink         []byte  // where what lies between goes; nobody reads it
+	todo, sorted []*Read // of the batch; kept for the next
 }
 
-func newMerger(f *file) merger { return merger{file: f, gap: mergedGap, sink: alignedBytes(mergedGap)} }
+func newMerger(f *file) merger { return merger{file: f, gap: mergedGap, sink: aligned(mergedGap)} }
 
-// alignedBytes gives n bytes that the kernel may read into with O_DIRECT.
-func alignedBytes(n int) []byte {
+// aligned gives n bytes that the kernel may read into with O_DIRECT.
+func aligned(n int) []byte {
 	b := make([]byte, n+maxAlign)
 	skip := -uintptr(unsafe.Pointer(unsafe.SliceData(b))) & (maxAlign - 1)
 	return b[skip:][:n:n]
 }
 
-// queue appends the batch to q. Of reads that become one request only the first is in q; the others hang on it by
-// their follower, by offset.
-func (m *merger) queue(batch []*Read, q *fifo) {
-	if len(batch) == 1 {
-		q.push(batch[0])
-		return
-	}
-	m.chain(batch)
+// queue appends the batch to q, but for the reads that are over already: those it settles. Of reads that become one
+// request only the first is in q; the others hang on it by their follower, by offset.
+func (m *merger) queue(batch []*Read, q, settled *fifo) {
 	for _, r := range batch {
+		if todo, err := m.file.begin(r); todo {
+			m.todo = append(m.todo, r)
+		} else {
+			r.N, r.Err = 0, err
+			settled.push(r)
+		}
+	}
+	if len(m.todo) > 1 {
+		m.chain()
+	}
+	for _, r := range m.todo {
 		if !r.follows {
 			q.push(r)
 		}
 	}
+	clear(m.todo)
+	m.todo = m.todo[:0]
 }
 
-func (m *merger) chain(batch []*Read) {
-	m.sorted = append(m.sorted[:0], batch...)
+// chain hangs those reads of todo on others that can be one request with them.
+func (m *merger) chain() {
+	m.sorted = append(m.sorted[:0], m.todo...)
 	slices.SortFunc(m.sorted, func(a, b *Read) int { return cmp.Compare(a.Off, b.Off) })
 	var start, end Physical // of the request that is being made
 	bufs := 0
 	for i, r := range m.sorted {
-		size, ok := m.mergeable(r)
+		size := r.Size()
+		ok := !r.Alone && size < mergedMax && len(r.Bufs) < mergedBufs
 		if i > 0 && ok && bufs > 0 && r.Off >= end && int64(r.Off-end) <= int64(m.gap) &&
 			int64(r.Off-start)+int64(size) <= mergedMax && bufs+1+len(r.Bufs) <= mergedBufs {
 			m.sorted[i-1].follower, r.follows = r, true
@@ -68,19 +79,6 @@ func (m *merger) chain(batch []*Read) {
 		end = r.Off + Physical(size)
 	}
 	clear(m.sorted)
-}
-
-// mergeable gives the size of a read that may be part of a request.
-func (m *merger) mergeable(r *Read) (size int, ok bool) {
-	if r.Alone || len(r.Bufs) >= mergedBufs {
-		return 0, false
-	}
-	size = r.Size()
-	if size >= mergedMax {
-		return 0, false
-	}
-	todo, err := m.file.begin(r)
-	return size, todo && err == nil
 }
 
 // fill describes where a request goes that is made of several reads, and gives its length.
@@ -99,8 +97,16 @@ func (m *merger) fill(iov *iovecs, first *Read) (size int) {
 	return size
 }
 
-// part takes a read off the front of those that one request was made of, and gives the others.
-func part(r *Read) (others *Read) {
-	others, r.follower, r.follows = r.follower, nil, false
-	return others
+// parts gives the reads that one request was made of, by offset, and takes them apart.
+func parts(first *Read) iter.Seq[*Read] {
+	return func(yield func(*Read) bool) {
+		for r := first; r != nil; {
+			others := r.follower
+			r.follower, r.follows = nil, false
+			if !yield(r) {
+				return
+			}
+			r = others
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -540,6 +541,25 @@ func testSubmitDoesNotAllocate(t *testing.T, e Engine) {
 			}
 			if got := testing.AllocsPerRun(500, round); got != 0 {
 				t.Errorf("allocations per batch of %d: got %v, want 0", count, got)
+			}
+		})
+	}
+}
+
+// A read that is submitted again, where no device has anything, does not pass for what it was before.
+func TestReadUsedAgain(t *testing.T) {
+	path, data := writeFile(t, 1<<20)
+	for _, e := range engines {
+		t.Run(e.String(), func(t *testing.T) {
+			q := open(t, path, Options{Engine: e})
+			done := make(arrivals, 1)
+			r := &Read{Bufs: [][]byte{aligned(4096)}, Done: done}
+			q.Submit([]*Read{r})
+			checkRead(t, done.next(t), data)
+			r.Off = math.MaxInt64 + 1
+			q.Submit([]*Read{r})
+			if done.next(t); r.N != 0 || r.Err != io.ErrUnexpectedEOF {
+				t.Errorf("got %d, %v, want 0, %v", r.N, r.Err, io.ErrUnexpectedEOF)
 			}
 		})
 	}

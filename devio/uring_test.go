@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openFake opens a real file on a fakeRing.
+// openFake opens a real file of 1 MiB on a fakeRing.
 func openFake(t *testing.T, depth int, rg *fakeRing) (*Queue, []byte) {
 	t.Helper()
 	path, data := writeFile(t, 1<<20)
@@ -20,6 +20,7 @@ func openFake(t *testing.T, depth int, rg *fakeRing) (*Queue, []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.noWait = nil
 	q := newFakeUringQueue(f, depth, rg)
 	t.Cleanup(func() {
 		if err := q.Close(); err != nil {
