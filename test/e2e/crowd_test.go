@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
@@ -85,14 +84,7 @@ func TestCrowd(t *testing.T) {
 	if err := one.Close(); err != nil {
 		t.Error(err)
 	}
-	peak := s.peakMemory(t)
-	t.Logf("resident set: at most %d MiB", peak>>20)
-	if peak >= bound {
-		t.Errorf("resident set: got %d MiB, want less than %d", peak>>20, bound>>20)
-	}
-	if got := s.scrape(ctx, t).sum("btrexport_nbd_requests_total", `result="error"`); got != 0 {
-		t.Errorf("requests that failed: got %v, want 0", got)
-	}
+	s.checkHealthy(ctx, t, bound)
 }
 
 // greedyReads keeps so many reads of 256 KiB in flight until ctx ends.
@@ -107,7 +99,7 @@ func greedyReads(ctx context.Context, s *server, f served, seed uint64, depth in
 		g.Go(func() error {
 			rng, buf := rand.New(rand.NewPCG(seed, uint64(w))), make([]byte, 256<<10)
 			for ctx.Err() == nil {
-				if err := readOnce(c, f, rng.IntN(len(f.want)-len(buf)), buf); err != nil {
+				if err := readEqual(c, f.want, rng.IntN(len(f.want)-len(buf)), buf); err != nil {
 					return err
 				}
 				taken.Add(1)
@@ -140,14 +132,4 @@ func over(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
-}
-
-func readOnce(r io.ReaderAt, f served, off int, buf []byte) error {
-	if _, err := r.ReadAt(buf, int64(off)); err != nil {
-		return fmt.Errorf("%s: offset %d: %w", f.name, off, err)
-	}
-	if d := diff(buf, f.want[off:off+len(buf)]); d != "" {
-		return fmt.Errorf("%s: offset %d: %s", f.name, off, d)
-	}
-	return nil
 }

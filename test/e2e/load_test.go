@@ -56,14 +56,7 @@ func TestManyClients(t *testing.T) {
 			if err := g.Wait(); err != nil {
 				t.Error(err)
 			}
-			peak := s.peakMemory(t)
-			t.Logf("resident set: at most %d MiB", peak>>20)
-			if peak >= bound {
-				t.Errorf("resident set: got %d MiB, want less than %d", peak>>20, bound>>20)
-			}
-			if got := s.scrape(ctx, t).sum("btrexport_nbd_requests_total", `result="error"`); got != 0 {
-				t.Errorf("requests that failed: got %v, want 0", got)
-			}
+			s.checkHealthy(ctx, t, bound)
 		})
 	}
 }

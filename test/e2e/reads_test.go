@@ -42,18 +42,26 @@ func readRandom(r io.ReaderAt, want []byte, seed uint64, n, depth, longest int) 
 			buf := make([]byte, longest)
 			for range (n + depth - 1) / depth {
 				off, n := randomRange(rng, len(want), longest)
-				got, err := r.ReadAt(buf[:n], int64(off))
-				if err != nil {
-					return fmt.Errorf("offset %d length %d: %w", off, n, err)
-				}
-				if d := diff(buf[:got], want[off:off+n]); d != "" {
-					return fmt.Errorf("offset %d length %d: %s", off, n, d)
+				if err := readEqual(r, want, off, buf[:n]); err != nil {
+					return err
 				}
 			}
 			return nil
 		})
 	}
 	return g.Wait()
+}
+
+// readEqual fills buf from off on and compares it with that part of want.
+func readEqual(r io.ReaderAt, want []byte, off int, buf []byte) error {
+	n, err := r.ReadAt(buf, int64(off))
+	if err != nil {
+		return fmt.Errorf("offset %d length %d: %w", off, len(buf), err)
+	}
+	if d := diff(buf[:n], want[off:off+len(buf)]); d != "" {
+		return fmt.Errorf("offset %d length %d: %s", off, len(buf), d)
+	}
+	return nil
 }
 
 // checkRandomReads does readRandom on a connection of its own.

@@ -272,6 +272,19 @@ next:
 	return total
 }
 
+// checkHealthy fails the test if the process ever took that many bytes of memory, or a request failed.
+func (s *server) checkHealthy(ctx context.Context, t *testing.T, bound int64) {
+	t.Helper()
+	peak := s.peakMemory(t)
+	t.Logf("resident set: at most %d MiB", peak>>20)
+	if peak >= bound {
+		t.Errorf("resident set: got %d MiB, want less than %d", peak>>20, bound>>20)
+	}
+	if got := s.scrape(ctx, t).sum("btrexport_nbd_requests_total", `result="error"`); got != 0 {
+		t.Errorf("requests that failed: got %v, want 0", got)
+	}
+}
+
 // peakMemory is the largest resident set of the process so far, in bytes.
 func (s *server) peakMemory(t *testing.T) int64 {
 	t.Helper()
