@@ -18,6 +18,8 @@ const (
 	uringAgain = 16
 	// uringAides bounds the goroutines beside the reaper that finish heavy reads.
 	uringAides = 7
+	// uringLook is how often a ring with reads under way is looked into although nobody said that there is anything.
+	uringLook = time.Second
 	// uringLong is from what size on a heavy read is passed on although no other waits for the reaper yet, in bytes.
 	uringLong = 64 << 10
 )
@@ -54,6 +56,8 @@ type uringEngine struct {
 	slots    []slot   // its index is the tag of a request
 	free     []uint64 // slots that are free
 	refusals int      // enters in a row that the kernel took nothing of
+	look     *time.Timer
+	looking  bool // look is running
 	stopped  bool
 }
 
@@ -82,6 +86,9 @@ func newUringEngine(f *file, depth int, rg ring, finish finishFunc, told func(in
 	for i := range e.slots {
 		e.free = append(e.free, uint64(depth-1-i))
 	}
+	e.mu.Lock() // for lookInto
+	e.look, e.looking = time.AfterFunc(uringLook, e.lookInto), true
+	e.mu.Unlock()
 	aides := min(runtime.GOMAXPROCS(0)-1, uringAides)
 	e.heavy = make(chan ended, aides)
 	e.idle.Store(int32(aides))
@@ -120,6 +127,24 @@ func (e *uringEngine) issue() {
 	e.enter()
 	if !e.settled.empty() {
 		e.ring.wake(0)
+	}
+	if !e.looking && e.busy() {
+		e.looking = true
+		e.look.Reset(uringLook)
+	}
+}
+
+// busy says whether requests are under way. e.mu is held.
+func (e *uringEngine) busy() bool { return len(e.free) < len(e.slots) }
+
+// lookInto has the reaper look for results as long as any are to come: a wake-up that is lost between the kernel and Go's
+// poller then costs a second, and does not hang reads for ever.
+func (e *uringEngine) lookInto() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.looking = e.busy(); e.looking {
+		e.ring.wake(0)
+		e.look.Reset(uringLook)
 	}
 }
 
@@ -240,7 +265,7 @@ func (e *uringEngine) collect(over []ended) ([]ended, bool) {
 		r := e.settled.pop()
 		over = append(over, ended{r, r.N, r.Err})
 	}
-	return over, !e.stopped || len(e.free) < len(e.slots)
+	return over, !e.stopped || e.busy()
 }
 
 // split ends the reads that the request of a slot was made of, or has them done one by one. e.mu is held.
@@ -305,5 +330,6 @@ func (e *uringEngine) stop() {
 
 func (e *uringEngine) wait() {
 	e.reaper.Wait()
+	e.look.Stop() // should it run: nothing is under way
 	e.ring.close()
 }

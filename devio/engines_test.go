@@ -75,6 +75,7 @@ type fakeRing struct {
 	taken atomic.Int64  // by enter
 	// refuse is asked at each enter, from 0: it may take n requests fewer, or none and return an error.
 	refuse func(call, waiting int) (n int, err error)
+	deaf   bool // nobody is told of results
 	// answer changes a result; nil: it is as it is.
 	answer func(tag uint64, async bool, res int) int
 
@@ -142,7 +143,9 @@ func (f *fakeRing) read(r fakeRequest) {
 	f.mu.Lock()
 	f.cq = append(f.cq, fakeResult{r.tag, res})
 	f.mu.Unlock()
-	f.wake(0)
+	if !f.deaf {
+		f.wake(0)
+	}
 }
 
 func (f *fakeRing) next() (uint64, int, bool) {

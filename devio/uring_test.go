@@ -87,6 +87,22 @@ func TestRingTakesFewer(t *testing.T) {
 	}
 }
 
+// Results that nobody is told of are found all the same, also those of the next reads, and when the queue is closed.
+func TestRingTellsNobody(t *testing.T) {
+	q, data := openFake(t, 4, &fakeRing{deaf: true})
+	done := make(arrivals, 2)
+	for range 2 {
+		q.Submit(blocks(2, done))
+		for range 2 {
+			checkRead(t, done.next(t), data)
+		}
+	}
+	q.Submit(blocks(2, done))
+	if err := q.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A ring that does not work any more fails its reads: no read hangs.
 func TestRingBreaks(t *testing.T) {
 	for name, errno := range map[string]unix.Errno{"for good": unix.EBADF, "for long": unix.EAGAIN} {
