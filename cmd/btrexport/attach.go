@@ -32,7 +32,7 @@ func (a *app) attachCommand() *cobra.Command {
 			"An export that is attached there already stays, and its dead connections are replaced; another one is an error.\n\n" +
 			"A request that gets no answer for --timeout counts its connection as dead. While all are dead, requests wait for --dead-conn-timeout and then fail. " +
 			"With --reconnect attach stays, and replaces dead connections when the server answers again, until the device is detached; " +
-			"a signal ends attach and leaves the device attached.\n\n" +
+			"a signal ends attach and leaves the device attached. NOTIFY_SOCKET is told READY when the device can be used.\n\n" +
 			"The kernel speaks no TLS. With nbds:// a process of this program relays between it and the server: with --reconnect it is attach itself, which " +
 			"must not end then; else one in the background, whose process id is logged, and which ends when the device is detached or its connections die.\n\n" +
 			"Do not swap on a device whose server runs on the same host, nor on one that is relayed.\n\n" + exitHelp,
@@ -117,6 +117,7 @@ func (a *app) attach(ctx context.Context, t nbdclient.Target, device string, f a
 		return err
 	}
 	a.log.Info("watching", "device", d.Device, "uri", d.Backend)
+	notify(a.log, "READY=1\nSTATUS=watching "+d.Device)
 	err = w.Run(ctx, d, t, f.Options, a.log)
 	switch {
 	case err == nil:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strconv"
@@ -110,10 +111,12 @@ func (p *passed) close() {
 	}
 }
 
+func (s *server) notify(state string) { notify(s.log, state) }
+
 // notify tells the service manager, if there is one. It is nobody's job to live without.
-func (s *server) notify(state string) {
+func notify(log *slog.Logger, state string) {
 	if err := sdNotify(os.Getenv("NOTIFY_SOCKET"), state); err != nil {
-		s.log.Debug("the service manager was not told", "state", state, "err", err)
+		log.Debug("the service manager was not told", "state", state, "err", err)
 	}
 }
 
