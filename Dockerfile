@@ -20,7 +20,9 @@ ARG VERSION=dev
 # .git is not in the build context, so the version comes from outside and -buildvcs has nothing to read.
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
-    go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o /out/btrexport ./cmd/btrexport
+    go build -trimpath -buildvcs=false -ldflags "-s -w -buildid= -X main.version=${VERSION}" -o /out/btrexport ./cmd/btrexport
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+    go run -buildvcs=false ./packaging/licences /out/btrexport > /out/LICENSES
 
 FROM scratch
 ARG VERSION=dev
@@ -32,7 +34,8 @@ LABEL org.opencontainers.image.title="btrexport" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /out/btrexport /btrexport
-COPY LICENSE /LICENSE
+COPY --from=build /out/LICENSES /LICENSES
+COPY LICENSE NOTICE /
 USER 65532:65532
 # NBD, and metrics with /-/healthy and /-/ready.
 EXPOSE 10809 9810
