@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/cache"
@@ -50,6 +51,9 @@ type inflater struct {
 	spare sync.Pool // of *flight
 	hauls sync.Pool // of *haul
 	blank sync.Pool // of *inflated
+
+	misses atomic.Uint64                // extents that were asked for and not cached
+	took   [codec.Zstd + 1]atomic.Int64 // nanoseconds in decoders, by codec.Kind
 
 	decoders crew[*flight] // of flights that were read
 	under    atomic.Int32  // flights begun and not ended
@@ -103,6 +107,13 @@ func (in *inflater) giveBack(d *codec.Decoder) {
 	}
 }
 
+// clock counts what a decoder took since it began. Kinds that the format does not define fail at once.
+func (in *inflater) clock(k codec.Kind, begin time.Time) {
+	if int(k) < len(in.took) {
+		in.took[k].Add(int64(time.Since(begin)))
+	}
+}
+
 // copyCached puts a part of an extent in place if it is cached.
 func (in *inflater) copyCached(k extentKey, dst []byte, skip int) bool {
 	x, ok := in.cache.Get(k)
@@ -119,6 +130,7 @@ func (in *inflater) copyCached(k extentKey, dst []byte, skip int) bool {
 func (in *inflater) start(p *piece, s *submission) {
 	in.mu.Lock()
 	if f := in.flights[p.extent]; f != nil {
+		in.misses.Add(1)
 		p.next, f.waiters, f.keep = f.waiters, p, true
 		in.mu.Unlock()
 		return
@@ -129,6 +141,7 @@ func (in *inflater) start(p *piece, s *submission) {
 		p.read.release()
 		return
 	}
+	in.misses.Add(1)
 	f := in.spare.Get().(*flight)
 	p.next = nil
 	f.key, f.weak, f.waiters, f.keep = p.extent, p.read.file.noSums, p, in.worth(p)
@@ -179,6 +192,7 @@ func (f *flight) inflatePart(p *piece) error {
 	in := f.fs.inflater
 	d := in.decoder()
 	defer in.giveBack(d)
+	defer in.clock(f.key.kind, time.Now())
 	return d.InflateAt(f.key.kind, p.dst(), f.disk, int(f.fs.super.SectorSize), p.skip)
 }
 
@@ -192,6 +206,7 @@ func (f *flight) inflate(b []byte) error {
 	}
 	d := in.decoder()
 	defer in.giveBack(d)
+	defer in.clock(f.key.kind, time.Now())
 	if f.weak {
 		return d.InflateStrict(f.key.kind, f.out.buf.B, b, int(f.fs.super.SectorSize))
 	}
@@ -280,6 +295,7 @@ func (in *inflater) inflateInline(s *Segment, dst []byte) error {
 	defer out.Release()
 	d := in.decoder()
 	defer in.giveBack(d)
+	defer in.clock(codec.Kind(x.Compression), time.Now())
 	if err := d.Inflate(codec.Kind(x.Compression), out.B[:x.RAMBytes], x.Inline, int(in.fs.super.SectorSize)); err != nil {
 		return err
 	}

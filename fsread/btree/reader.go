@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/btrexport/btrexport/fsread/cache"
 	"github.com/btrexport/btrexport/fsread/ondisk"
@@ -27,6 +28,7 @@ type Reader struct {
 	expect ondisk.Expect // what holds for every block: filesystem id, sizes, checksum
 	csum   int           // bytes of a data checksum
 	cache  *cache.Cache[blockKey, ondisk.Block]
+	misses atomic.Uint64 // blocks that were asked for and had to be read, or waited for
 
 	mu      sync.Mutex
 	flights map[blockKey]*flight // guarded by mu
@@ -139,6 +141,7 @@ func (r *Reader) load(ctx context.Context, k blockKey, want *ondisk.Expect) (ond
 		r.flights[k] = f
 	}
 	r.mu.Unlock()
+	r.misses.Add(1)
 	if !ok {
 		r.vol.StartUnit(want.Logical, int(r.expect.NodeSize), &checker{expect: *want, csum: r.csum}, func(b []byte, err error) {
 			if err == nil {
@@ -161,3 +164,8 @@ func (r *Reader) load(ctx context.Context, k blockKey, want *ondisk.Expect) (ond
 
 // CacheBytes is what the cached blocks take.
 func (r *Reader) CacheBytes() int64 { return r.cache.Bytes() }
+
+// CacheStats counts the blocks that were asked for: those that the cache had, and those that had to be waited for.
+func (r *Reader) CacheStats() (stats cache.Stats, misses uint64) {
+	return r.cache.Stats(), r.misses.Load()
+}

@@ -33,6 +33,16 @@ type Cache[K comparable, V any] struct {
 	seed            maphash.Seed
 	retain, release func(V)       // nil: values are not counted
 	shards          []shard[K, V] // immutable
+	hits            [hitLanes]lane
+}
+
+// hitLanes is a power of two: hits are counted in several places by their key, so that cores do not wait for one.
+const hitLanes = 8
+
+// lane is a count that has a cache line for itself.
+type lane struct {
+	n atomic.Uint64
+	_ [56]byte
 }
 
 // shard finds its entries by a table of chains. Who changes one holds mu; without it a chain may be walked all the
@@ -45,6 +55,7 @@ type shard[K comparable, V any] struct {
 	bytes       int64 // guarded by mu, as all below
 	smallBytes  int64
 	count       int // entries
+	evictions   uint64
 	small, main queue[K, V]
 	ghosts      map[K]uint64 // keys that left the small queue unasked, or were not admitted, and when
 	ghostOrder  []ghost[K]   // from ghostHead on, oldest first; some no longer in ghosts
@@ -158,6 +169,7 @@ func (c *Cache[K, V]) Get(k K) (v V, ok bool) {
 		return v, false
 	}
 	e.asked()
+	c.hits[slot%hitLanes].n.Add(1)
 	if c.retain != nil {
 		c.retain(e.value)
 	}
@@ -233,17 +245,32 @@ func (c *Cache[K, V]) Clear() {
 	}
 }
 
-// Bytes is what the cache holds now, overhead included.
-func (c *Cache[K, V]) Bytes() int64 {
-	var n int64
+// Stats is what a cache has counted since it was made, and what it holds now. What was not found its users count:
+// they know whether it was asked for once or twice.
+type Stats struct {
+	Hits      uint64 // values that Get gave
+	Evictions uint64 // values that gave way to others
+	Bytes     int64  // held now, overhead included
+}
+
+// Stats gives the counts. Those of different shards are not of the same moment.
+func (c *Cache[K, V]) Stats() Stats {
+	var n Stats
+	for i := range c.hits {
+		n.Hits += c.hits[i].n.Load()
+	}
 	for i := range c.shards {
 		s := &c.shards[i]
 		s.mu.Lock()
-		n += s.bytes
+		n.Bytes += s.bytes
+		n.Evictions += s.evictions
 		s.mu.Unlock()
 	}
 	return n
 }
+
+// Bytes is what the cache holds now, overhead included.
+func (c *Cache[K, V]) Bytes() int64 { return c.Stats().Bytes }
 
 // evict takes one step towards room: the small queue gives while it holds a tenth of the limit. s.mu is held,
 // as in all below.
@@ -259,6 +286,7 @@ func (c *Cache[K, V]) evict(s *shard[K, V]) {
 		s.main.push(e)
 		return
 	}
+	s.evictions++
 	c.remove(s, e)
 }
 
@@ -274,6 +302,7 @@ func (c *Cache[K, V]) evictSmall(s *shard[K, V]) {
 		return
 	}
 	s.remember(e.key)
+	s.evictions++
 	c.remove(s, e)
 }
 

@@ -170,3 +170,24 @@ func BenchmarkGet(b *testing.B) {
 		c.Get([4]uint64{i % 500})
 	}
 }
+
+// TestStats counts by hand what is found, what gives way, and what lies there.
+func TestStats(t *testing.T) {
+	const size = 1000
+	c := New[int, int](10 * (size + entryOverhead))
+	for k := range 10 {
+		c.Put(k, k, size)
+	}
+	c.Get(3)
+	c.Get(3)
+	c.Get(77)
+	if got, want := c.Stats(), (Stats{Hits: 2, Bytes: 10 * (size + entryOverhead)}); got != want {
+		t.Errorf("a full cache: got %+v, want %+v", got, want)
+	}
+	c.Put(10, 10, size)
+	c.Put(11, 11, size)
+	c.Put(11, 12, size) // in its own place
+	if got, want := c.Stats(), (Stats{Hits: 2, Evictions: 2, Bytes: 10 * (size + entryOverhead)}); got != want {
+		t.Errorf("after two more: got %+v, want %+v", got, want)
+	}
+}
