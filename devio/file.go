@@ -22,7 +22,8 @@ type file struct {
 	align int          // immutable: kept when O_DIRECT is dropped later, as callers have asked for it
 	log   *slog.Logger // immutable
 
-	rotational bool // immutable
+	rotational bool   // immutable
+	model      string // immutable; of a block device, "" where the kernel has no name for it
 
 	direct   atomic.Bool // O_DIRECT is on
 	dropping sync.Mutex  // held while O_DIRECT is turned off

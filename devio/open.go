@@ -121,6 +121,9 @@ func (f *file) identify() error {
 	f.id = identityOf(&st)
 	f.rotational = rotational(sysBlock, f.id.dev)
 	block := f.id.block
+	if block {
+		f.model = model(sysBlock, f.id.dev)
+	}
 	f.size = uint64(max(st.Size, 0))
 	if block {
 		size, err := unix.IoctlGetInt(f.fd, unix.BLKGETSIZE64)

@@ -87,6 +87,7 @@ const (
 	CsumObjectID   uint64 = math.MaxUint64 - 9 // -10, of every EXTENT_CSUM item
 	OrphanObjectID uint64 = math.MaxUint64 - 4 // -5, of every ORPHAN item
 
+	DevStatsObjectID       uint64 = 0   // of every PERSISTENT_ITEM of a device's errors, in TreeDev
 	DevItemsObjectID       uint64 = 1   // of every DEV_ITEM
 	FirstChunkTreeObjectID uint64 = 256 // of every CHUNK_ITEM
 )
@@ -122,6 +123,8 @@ const (
 	TypeDevItem    uint8 = 216
 	TypeChunkItem  uint8 = 228
 	TypeRaidStripe uint8 = 230
+
+	TypePersistentItem uint8 = 249
 )
 
 func typeName(t uint8) string {
@@ -168,6 +171,8 @@ func typeName(t uint8) string {
 		return "CHUNK_ITEM"
 	case TypeRaidStripe:
 		return "RAID_STRIPE"
+	case TypePersistentItem:
+		return "PERSISTENT_ITEM"
 	}
 	return strconv.Itoa(int(t))
 }

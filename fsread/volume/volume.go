@@ -285,6 +285,7 @@ type DeviceInfo struct {
 	Size       uint64 // of the device or file, bytes; 0 when missing
 	Generation uint64 // of its superblock; 0 when missing
 	Missing    bool
+	Doubtful   bool // it failed its last reads, and other copies are asked first
 	Stale      bool // it missed writes, or is a seed that was written to after the sprout
 	Seed       bool // it belongs to a filesystem that this one has sprouted from
 }
@@ -293,7 +294,7 @@ type DeviceInfo struct {
 func (v *Volume) Devices() []DeviceInfo {
 	out := make([]DeviceInfo, 0, len(v.members))
 	for _, m := range v.members {
-		d := DeviceInfo{DevID: m.id, UUID: m.uuid, Stale: m.stale, Missing: m.dev == nil, Seed: m.seed}
+		d := DeviceInfo{DevID: m.id, UUID: m.uuid, Stale: m.stale, Missing: m.dev == nil, Doubtful: m.doubtful(), Seed: m.seed}
 		if m.dev != nil {
 			d.Name, d.Size, d.Generation = m.dev.Name(), m.dev.Size(), m.super.Generation
 		}

@@ -224,3 +224,12 @@ func ExtentRef(at ondisk.Logical, r ondisk.ExtentRef) (ondisk.Key, []byte) {
 	}
 	return k, b
 }
+
+// DevErrors encodes the payload of a PERSISTENT_ITEM of a device's errors.
+func DevErrors(e ondisk.DevErrors) []byte {
+	b := make([]byte, 8*len(e))
+	for i, n := range e {
+		le.PutUint64(b[8*i:], n)
+	}
+	return b
+}
