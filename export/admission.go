@@ -142,6 +142,7 @@ func (s *Server) serve(c *client) {
 	defer s.leave(c)
 	defer func() {
 		if v := recover(); v != nil {
+			s.stats.Panicked()
 			s.log.LogAttrs(context.Background(), slog.LevelError, "internal error", slog.String("client", c.name),
 				slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 			_ = c.conn.Close()
@@ -160,6 +161,7 @@ func (s *Server) serve(c *client) {
 		admit:  func() bool { return s.place(c) },
 	}
 	e, err := n.negotiate()
+	s.stats.HandshakeDone(s.ending(c, err))
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) && !s.draining.Load() {
 			c.refused("timeout")
@@ -172,6 +174,32 @@ func (s *Server) serve(c *client) {
 	counted := *e
 	counted.Stats = count
 	s.transmit(c, newTransmission(s, n.conn, &counted, n.agreed, c.name, n.early()), count)
+}
+
+// ending names how a handshake ended, for ServerStats.
+func (s *Server) ending(c *client, err error) string {
+	s.mu.Lock()
+	evicted := c.evicted
+	s.mu.Unlock()
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.Is(err, errAborted):
+		return "aborted"
+	case evicted, errors.Is(err, errFull):
+		return "refused"
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return "timeout"
+	case gone(err):
+		return "lost"
+	}
+	return "error"
+}
+
+// gone says that the client ended the connection, or its network did.
+func gone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // end closes a handshake that chose no export.

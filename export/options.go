@@ -11,6 +11,7 @@ type Options struct {
 	Limits  Limits
 	TLS     TLS
 	Log     *slog.Logger // nil discards
+	Stats   ServerStats  // nil: none. Update does not change it
 }
 
 // Limits bound what clients can make the server hold. Zero means the default.
@@ -50,6 +51,22 @@ type ExportStats interface {
 	// ReadAhead: bytes more were read before anybody asked for them, and of all that were, used more are asked for.
 	ReadAhead(bytes, used int)
 }
+
+// ServerStats counts what belongs to no export and no listener. Its methods may not wait.
+type ServerStats interface {
+	// HandshakeDone: a client's handshake has ended. result is ok (it chose an export), aborted (it left in good order
+	// without one, having asked for a list), lost (it was gone), refused (by a limit), timeout or error (it broke the
+	// protocol, failed at TLS, or named an export that it can't have in the one option that knows no answer to that).
+	HandshakeDone(result string)
+	// Panicked: a connection was ended by a mistake in this program.
+	Panicked()
+}
+
+// noStats serves where the caller asked for none.
+type noStats struct{}
+
+func (noStats) HandshakeDone(string) {}
+func (noStats) Panicked()            {}
 
 // ListenerStats counts one listener's connections: those whose client chose an export, and those that a limit
 // kept from it. Neither method may wait. delta is +1 or -1; reason is connections, address, handshakes or timeout, by

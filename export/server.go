@@ -17,6 +17,7 @@ import (
 type Server struct {
 	limits Limits       // immutable; Memory, Floor and Stall are used, the others are those of terms
 	log    *slog.Logger // immutable
+	stats  ServerStats  // immutable
 	terms  atomic.Pointer[terms]
 	full   *limitedLog // of what admission refuses
 	budget *budget
@@ -60,12 +61,16 @@ func NewServer(o Options) (*Server, error) {
 	s := &Server{
 		limits:    limits,
 		log:       log,
+		stats:     o.Stats,
 		full:      newLimitedLog(log),
 		budget:    newBudget(limits.Memory, limits.Floor, limits.Stall),
 		stopped:   make(chan struct{}),
 		listeners: make(map[net.Listener]*acceptor),
 		addresses: make(map[netip.Prefix]int),
 		serving:   make(map[*transmission]*client),
+	}
+	if s.stats == nil {
+		s.stats = noStats{}
 	}
 	s.pieces.New = func() any { return &piece{} }
 	s.terms.Store(terms)
@@ -185,6 +190,18 @@ func (s *Server) Clients() (established, handshakes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.established, len(s.handshakes)
+}
+
+// InFlight tells of every export that a client has how many requests it waits for. It costs those who serve them
+// nothing but a count for each connection.
+func (s *Server) InFlight() map[string]int {
+	n := make(map[string]int)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for t := range s.serving {
+		n[t.export.Name] += int(t.inFlight.Load())
+	}
+	return n
 }
 
 func (s *Server) beginDrain() {

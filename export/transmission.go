@@ -54,6 +54,8 @@ type transmission struct {
 	leaving atomic.Bool   // what is asked from now on gets ESHUTDOWN; set once, by drain
 	heard   atomic.Uint64 // how often the client has sent something
 
+	inFlight atomic.Int64 // requests taken whose replies have not left
+
 	buf       []byte // of readBuffer bytes
 	r, w      int    // buf[r:w] is read and not yet decoded
 	spare     []*request
@@ -216,6 +218,7 @@ func (t *transmission) accept(h nbdwire.Request) error {
 		t.putBack(q)
 		return err
 	}
+	t.inFlight.Add(1)
 	t.begin(q)
 	q.plan(h, p)
 	if q.err == nil && t.leaving.Load() {
@@ -551,6 +554,7 @@ func (t *transmission) recoverPanic() {
 	if v == nil {
 		return
 	}
+	t.server.stats.Panicked()
 	t.log.LogAttrs(context.Background(), slog.LevelError, "internal error",
 		slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
 	t.lose()

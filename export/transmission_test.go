@@ -298,7 +298,8 @@ func TestBrokenFiles(t *testing.T) {
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
-			fx := start(t, Options{Exports: []Export{
+			stats := &serverStats{}
+			fx := start(t, Options{Stats: stats, Exports: []Export{
 				{Name: "bad", File: &brokenFile{fakeFile: fakeFile{data: data}, submit: tc.submit}},
 				{Name: "good", File: &fakeFile{data: data}}}})
 			c := fx.ready("bad")
@@ -312,6 +313,9 @@ func TestBrokenFiles(t *testing.T) {
 				c.wantAnswer(2, 0, nil)
 			}
 			fx.ready("good").alive(data)
+			if got := stats.panics.Load() > 0; got != tc.closed {
+				t.Errorf("a panic was counted: %v, want %v", got, tc.closed)
+			}
 		})
 	}
 }
