@@ -11,9 +11,15 @@ import (
 type Counts struct {
 	Trees   CacheCounts // tree blocks
 	Extents CacheCounts // inflated extents
-	// Inflating is how long decoders have worked, by codec.Kind; on several cores at a time, more than the time that
-	// has passed.
-	Inflating [codec.Zstd + 1]time.Duration
+	// Inflating is how long decoders have worked, one entry for each algorithm; on several cores at a time, more than
+	// the time that has passed.
+	Inflating [codec.Zstd]DecoderTime
+}
+
+// DecoderTime is how long the decoders of one algorithm have worked.
+type DecoderTime struct {
+	Algorithm string // zlib, lzo, zstd
+	Took      time.Duration
 }
 
 // CacheCounts are those of one cache.
@@ -27,8 +33,9 @@ func (fs *FS) Counts() Counts {
 	var c Counts
 	c.Trees.Stats, c.Trees.Misses = fs.reader.CacheStats()
 	c.Extents = CacheCounts{Stats: fs.inflater.cache.Stats(), Misses: fs.inflater.misses.Load()}
-	for k := range c.Inflating {
-		c.Inflating[k] = time.Duration(fs.inflater.took[k].Load())
+	for i := range c.Inflating {
+		k := codec.Kind(i + 1)
+		c.Inflating[i] = DecoderTime{k.String(), time.Duration(fs.inflater.took[k].Load())}
 	}
 	return c
 }

@@ -64,6 +64,9 @@ func (fs *FS) Info() Info {
 	return i
 }
 
+// Devices tells of the devices what Info does, but for what chunks take of them, at less cost.
+func (fs *FS) Devices() []volume.DeviceInfo { return fs.vol.Devices() }
+
 // Rotational says that one of the filesystem's devices has spinning disks: reads far apart cost a seek there.
 func (fs *FS) Rotational() bool {
 	return slices.ContainsFunc(fs.devs, func(d volume.Device) bool {

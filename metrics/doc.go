@@ -8,6 +8,9 @@
 // Every series of a label set exists, at zero, from the call that makes its handle. A counter born at one is
 // invisible to increase(), and the first lost block would raise no alert.
 //
+// What others count for themselves, and what is no count (the devices of a filesystem, its caches, the requests under
+// way), a scrape asks them for: see Registry.Watch.
+//
 // What is counted where: device reads by the devio queue that made them, checksum failures, retries, repairs
 // and losses by fsread/volume, requests by export when the reply is complete. All methods may be called
 // concurrently.

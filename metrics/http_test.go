@@ -118,7 +118,7 @@ func TestFormats(t *testing.T) {
 	if !strings.HasSuffix(open, "# EOF\n") || !strings.Contains(open, "# TYPE btrexport_reads_lost counter\n") {
 		t.Errorf("no OpenMetrics: ends with %q", open[max(0, len(open)-100):])
 	}
-	for _, line := range []string{"btrexport_reads_lost_total{filesystem=\"tank\"} 0", "btrexport_build_info{goversion=\"go9\",version=\"1.2.3\"} 1"} {
+	for _, line := range []string{"btrexport_reads_lost_total{filesystem=\"tank\"} 0", "btrexport_build_info{goversion=\"go9\",revision=\"c0ffee\",version=\"1.2.3\"} 1"} {
 		if !strings.Contains(open, line) {
 			t.Errorf("OpenMetrics lacks %s", line)
 		}

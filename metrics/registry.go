@@ -13,6 +13,7 @@ import (
 type Build struct {
 	Version   string // of btrexport, for example 0.3.0
 	GoVersion string // of the compiler, as runtime.Version has it
+	Revision  string // of the source; "" where the build does not know it
 }
 
 // Registry holds every metric of the process.
@@ -42,8 +43,13 @@ type Registry struct {
 	connections *prometheus.GaugeVec
 	refused     *prometheus.CounterVec
 
-	mu      sync.Mutex
-	exports map[string]*Export // guarded by mu; those that were not removed
+	mu       sync.Mutex
+	exports  map[string]*Export      // guarded by mu; those that were not removed
+	states   map[string]func() State // guarded by mu; by filesystem
+	inFlight func() map[string]int   // guarded by mu; nil: none
+
+	handshakes *prometheus.CounterVec
+	panics     prometheus.Counter
 
 	reloadSuccessful prometheus.Gauge
 	reloadTime       prometheus.Gauge
@@ -55,6 +61,7 @@ func New(b Build) *Registry {
 		build:   b,
 		reg:     prometheus.NewRegistry(),
 		exports: make(map[string]*Export),
+		states:  make(map[string]func() State),
 
 		deviceReads: counter("btrexport_device_reads_total",
 			"Reads sent to a device, failed ones included.", "filesystem", "devid"),
@@ -93,6 +100,10 @@ func New(b Build) *Registry {
 			"Connections that are open.", "listener"),
 		refused: counter("btrexport_nbd_connections_refused_total",
 			"Clients that a limit kept from an export: of connections, of connections of an address, of handshakes, or of a handshake's time.", "listener", "reason"),
+		handshakes: counter("btrexport_nbd_handshakes_total",
+			"Handshakes by their end: an export was chosen, the client left in good order or was lost, a limit refused it, its time was over, or it broke the protocol.", "result"),
+		panics: prometheus.NewCounter(prometheus.CounterOpts{Name: "btrexport_panics_total",
+			Help: "Connections that a mistake in this program ended: please report what the log says."}),
 
 		reloadSuccessful: prometheus.NewGauge(prometheus.GaugeOpts{Name: "btrexport_config_last_reload_successful",
 			Help: "1 if the last attempt to load the configuration succeeded, 0 if it was refused and the one before is served."}),
@@ -100,12 +111,16 @@ func New(b Build) *Registry {
 			Help: "Unix time of the last load of a configuration that succeeded."}),
 	}
 	r.SetReady(false, "starting")
-	info := gauge("btrexport_build_info", "Always 1; the labels say which build runs.", "version", "goversion")
-	info.WithLabelValues(b.Version, b.GoVersion).Set(1)
+	info := gauge("btrexport_build_info", "Always 1; the labels say which build runs.", "version", "goversion", "revision")
+	info.WithLabelValues(b.Version, b.GoVersion, b.Revision).Set(1)
+	for _, result := range handshakes {
+		r.handshakes.WithLabelValues(result)
+	}
 	r.reg.MustRegister(info,
 		r.deviceReads, r.submissions, r.deviceReadBytes, r.deviceReadErrors, r.deviceReadTime, r.deviceQueue,
 		r.checksumFailures, r.readRetries, r.readsRepaired, r.readsLost, r.readsUnverified,
-		r.requests, r.requestTime, r.readBytes, r.aheadBytes, r.aheadUsed, r.connections, r.refused, r.reloadSuccessful, r.reloadTime,
+		r.requests, r.requestTime, r.readBytes, r.aheadBytes, r.aheadUsed, r.connections, r.refused, r.handshakes, r.panics,
+		r.reloadSuccessful, r.reloadTime, newStates(r),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
@@ -163,6 +178,9 @@ func (r *Registry) RemoveListener(name string) {
 // RemoveFilesystem drops every series of a filesystem that is served no more. Handles that are still in use
 // count on unseen.
 func (r *Registry) RemoveFilesystem(name string) {
+	r.mu.Lock()
+	delete(r.states, name)
+	r.mu.Unlock()
 	match := prometheus.Labels{"filesystem": name}
 	for _, v := range []interface {
 		DeletePartialMatch(prometheus.Labels) int

@@ -162,6 +162,7 @@ func (s *server) exchange(ctx context.Context, c *configs.Config, next *site, ad
 	tuneMemory(c)
 	s.changeListeners(c, added)
 	s.tellSite(before)
+	next.watch(s.reg)
 	s.changeMetrics(ctx, m, c.Metrics)
 	s.log.Info("reloaded", "file", c.File, "exports", len(next.exports), "filesystems", len(next.filesystems), "leaving", leaving.Len())
 	s.retire(ctx, before, leaving.Wait)

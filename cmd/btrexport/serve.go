@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -326,7 +325,8 @@ func exitOnSecondSignal(undo *undoing) (stop func()) {
 
 // newServer opens everything that c names, then binds every address. Nothing listens if anything is wrong.
 func newServer(ctx context.Context, c *configs.Config, log *slog.Logger, passed *passed) (*server, error) {
-	reg := metrics.New(metrics.Build{Version: thisBuild().Version, GoVersion: runtime.Version()})
+	build := thisBuild()
+	reg := metrics.New(metrics.Build{Version: build.Version, GoVersion: build.Go, Revision: build.Revision})
 	site, err := openSite(ctx, c, reg, log, nil)
 	if err != nil {
 		return nil, err
@@ -345,6 +345,7 @@ func newServer(ctx context.Context, c *configs.Config, log *slog.Logger, passed 
 		_ = site.close(nil)
 		return nil, err
 	}
+	reg.WatchRequests(s.nbd.InFlight)
 	return s, nil
 }
 
@@ -412,6 +413,7 @@ func (s *server) bindMetrics(ctx context.Context, c *configs.Listen, passed *pas
 // start accepts on every address and says so.
 func (s *server) start() {
 	s.tellSite(nil)
+	s.site.watch(s.reg)
 	for _, l := range s.listeners {
 		s.accept(l)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/export"
 	"github.com/btrexport/btrexport/fsread"
+	"github.com/btrexport/btrexport/fsread/ondisk"
 	"github.com/btrexport/btrexport/fsread/volume"
 	"github.com/btrexport/btrexport/metrics"
 )
@@ -37,6 +38,7 @@ type siteFS struct {
 	*fsread.FS
 	name   string // the configuration's, or else the label or uuid
 	config configs.Filesystem
+	errors map[devio.DevID]ondisk.DevErrors // that the kernel noted; of some devices if not all could be read
 	took   time.Duration
 
 	engine  devio.Engine // that reads the devices
@@ -217,6 +219,9 @@ func (s *site) openOn(ctx context.Context, f *siteFS, c *configs.Filesystem, dev
 	for _, d := range f.Info().Devices {
 		stats.Device(uint64(d.DevID)) // missing ones too: their counters begin at zero
 	}
+	if f.errors, err = f.DeviceErrors(ctx); err != nil {
+		log.Warn("what errors the kernel noted of the devices is not known", "fs", f.name, "err", err)
+	}
 	return nil
 }
 
@@ -259,7 +264,7 @@ func (s *site) secret(x *siteExport) bool {
 
 // options are what the server serves, under these limits.
 func (s *site) options(l configs.Limits, reg *metrics.Registry, log *slog.Logger) export.Options {
-	o := export.Options{Log: log, TLS: s.tls, Limits: export.Limits{Connections: l.Connections,
+	o := export.Options{Log: log, Stats: reg, TLS: s.tls, Limits: export.Limits{Connections: l.Connections,
 		PerAddress: l.ConnectionsPerAddress, Handshake: l.Handshake, Idle: l.Idle}}
 	for _, x := range s.exports {
 		o.Exports = append(o.Exports, export.Export{Name: x.Name, Description: x.Description, File: x.nbd, RoundUp: uint32(x.RoundUp),

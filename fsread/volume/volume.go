@@ -282,6 +282,7 @@ type DeviceInfo struct {
 	DevID      devio.DevID
 	UUID       ondisk.UUID
 	Name       string // as the user named it; "" when missing
+	Model      string // of the disk, as its maker calls it; "" when not known
 	Size       uint64 // of the device or file, bytes; 0 when missing
 	Generation uint64 // of its superblock; 0 when missing
 	Missing    bool
@@ -297,6 +298,9 @@ func (v *Volume) Devices() []DeviceInfo {
 		d := DeviceInfo{DevID: m.id, UUID: m.uuid, Stale: m.stale, Missing: m.dev == nil, Doubtful: m.doubtful(), Seed: m.seed}
 		if m.dev != nil {
 			d.Name, d.Size, d.Generation = m.dev.Name(), m.dev.Size(), m.super.Generation
+			if k, ok := m.dev.(interface{ Model() string }); ok {
+				d.Model = k.Model()
+			}
 		}
 		out = append(out, d)
 	}
