@@ -263,7 +263,7 @@ func (d *decoder) size(dst *int64, check func(int64) error) reader {
 			d.fail(n, "%s (write for example 64MiB)", wrongKind(key, "a size", n))
 			return
 		}
-		v, err := parseSize(n.value)
+		v, err := ParseSize(n.value)
 		if err == nil {
 			err = check(v)
 		}

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// parseSize reads a number of bytes: digits, and KiB MiB GiB TiB (powers of 1024) or kB MB GB TB (powers of
+// ParseSize reads a number of bytes: digits, and KiB MiB GiB TiB (powers of 1024) or kB MB GB TB (powers of
 // 1000) behind them. The letter alone is refused: programs do not agree about what 64M is.
-func parseSize(s string) (int64, error) {
+func ParseSize(s string) (int64, error) {
 	digits := strings.TrimRight(s, "BKMGTikmgt ")
 	unit := strings.TrimPrefix(s[len(digits):], " ")
 	scale, ok := sizeUnit(unit)
@@ -58,7 +58,7 @@ func sizeUnit(unit string) (scale uint64, ok bool) {
 	}
 }
 
-// formatSize writes n so that parseSize reads the same number back.
+// formatSize writes n so that ParseSize reads the same number back.
 func formatSize(n int64) string {
 	for _, u := range []struct {
 		name  string

@@ -53,9 +53,9 @@ func TestParseSize(t *testing.T) {
 		{in: "64PiB", err: noSize("64PiB")},
 		{in: "٣", err: noSize("٣")},
 	} {
-		got, err := parseSize(tc.in)
+		got, err := ParseSize(tc.in)
 		if got != tc.want || errText(err) != tc.err {
-			t.Errorf("parseSize(%q) = %d, %v, want %d, %s", tc.in, got, err, tc.want, tc.err)
+			t.Errorf("ParseSize(%q) = %d, %v, want %d, %s", tc.in, got, err, tc.want, tc.err)
 		}
 	}
 }
@@ -74,7 +74,7 @@ func errText(err error) string {
 func TestSizesReadBack(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.Int64Range(0, 1<<20).Draw(t, "n") << rapid.IntRange(0, 42).Draw(t, "shift")
-		if got, err := parseSize(formatSize(n)); got != n || err != nil {
+		if got, err := ParseSize(formatSize(n)); got != n || err != nil {
 			t.Fatalf("%d is written %s and read %d, %v", n, formatSize(n), got, err)
 		}
 	})

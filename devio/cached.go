@@ -64,7 +64,7 @@ func (q *Queue) readNoWait(r *Read, scratch *iovecs) bool {
 	}
 	for n, total := 0, r.Size(); n < total; {
 		scratch.set(r.Bufs, n)
-		got, err := q.file.noWait(q.file.fd, *scratch, int64(r.Off)+int64(n))
+		got, err := q.file.noWait(q.file.fd, *scratch, q.file.at(r.Off, n))
 		clear(*scratch) // buffers are not ours after the read
 		if err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENOSYS {
 			q.cached.never.Store(true)

@@ -157,7 +157,7 @@ func (e *uringEngine) push(tag uint64) {
 	} else {
 		s.iov.set(s.r.Bufs, s.at)
 	}
-	e.ring.pushRead(tag, e.file.fd, s.iov, int64(s.r.Off)+int64(s.at), s.async)
+	e.ring.pushRead(tag, e.file.fd, s.iov, e.file.at(s.r.Off, s.at), s.async)
 }
 
 // enter hands in what is in the submission queue. What the kernel does not take for the moment is tried again by the

@@ -16,6 +16,8 @@ var (
 	ErrKind = errors.New("neither a block device nor a regular file")
 	// ErrWorkers is wrapped by the OpenError of a bad Options.Workers.
 	ErrWorkers = errors.New("number of workers is out of range")
+	// ErrOffset is wrapped by the OpenError of an Options.Offset behind the end of the device or file.
+	ErrOffset = errors.New("offset is behind the end")
 	// ErrEngine is wrapped by the OpenError of Options.Engine IOUring where io_uring does not work.
 	ErrEngine = errors.New("io_uring can't be used")
 )
@@ -23,7 +25,7 @@ var (
 // OpenError tells why a device cannot be opened and what its user can do about it.
 type OpenError struct {
 	Path   string // as the user wrote it
-	Err    error  // an errno, or an error that wraps ErrKind or ErrWorkers
+	Err    error  // an errno, or an error that wraps ErrKind, ErrOffset, ErrWorkers or ErrEngine
 	Remedy string // may be empty
 }
 
@@ -50,6 +52,14 @@ type engineError struct{ why error }
 func (e *engineError) Error() string   { return fmt.Sprintf("%v: %v", ErrEngine, e.why) }
 func (e *engineError) Unwrap() []error { return []error{ErrEngine, e.why} }
 
+// offsetError is an offset behind the end; both in bytes.
+type offsetError struct{ offset, size uint64 }
+
+func (e *offsetError) Error() string {
+	return fmt.Sprintf("offset %d is behind the end: it has %d bytes", e.offset, e.size)
+}
+func (e *offsetError) Unwrap() error { return ErrOffset }
+
 // openError joins err with the remedy that fits it.
 func openError(path string, err error) *OpenError {
 	return &OpenError{Path: path, Err: err, Remedy: remedy(err)}
@@ -60,6 +70,8 @@ func remedy(err error) string {
 	switch {
 	case errors.As(err, &kind):
 		return kindRemedy(kind)
+	case errors.Is(err, ErrOffset):
+		return "list partitions and where they begin with: fdisk -l"
 	case errors.Is(err, ErrWorkers):
 		return fmt.Sprintf("use 1 to %d, or 0 for %d with pread and %d with io_uring", maxWorkers, defaultWorkers, defaultDepth)
 	case errors.Is(err, ErrEngine):

@@ -15,10 +15,12 @@ const maxIovecs = 1024
 
 // file is an open device or image: one descriptor, and how it must be read.
 type file struct {
-	name  string       // immutable
+	name  string       // immutable; as the user wrote it
+	path  string       // immutable; what was opened: name without its offset
+	base  uint64       // immutable; where Physical 0 lies in the file, in bytes
 	fd    int          // immutable
 	id    identity     // immutable
-	size  uint64       // immutable; bytes, at open
+	size  uint64       // immutable; bytes from base on, at open
 	align int          // immutable: kept when O_DIRECT is dropped later, as callers have asked for it
 	log   *slog.Logger // immutable
 
@@ -76,8 +78,11 @@ func (f *file) begin(r *Read) (todo bool, err error) {
 	}
 	total := r.Size()
 	// Beyond any file there is nothing; the kernel would call it EINVAL.
-	return total > 0 && uint64(r.Off) <= math.MaxInt64-uint64(total), nil
+	return total > 0 && uint64(r.Off) <= math.MaxInt64-f.base-uint64(total), nil
 }
+
+// at is where in the file the byte lies that comes n bytes behind off. Precondition: begin let the read pass.
+func (f *file) at(off Physical, n int) int64 { return int64(f.base+uint64(off)) + int64(n) }
 
 // resume gives where a read goes on of which n bytes are there, and whether it does so with O_DIRECT. That cannot go
 // on inside a block, so there the block that n lies in is read again.
@@ -94,7 +99,7 @@ func (f *file) readFrom(r *Read, n int, scratch *iovecs) (int, error) {
 	for {
 		at, direct := f.resume(n)
 		scratch.set(r.Bufs, at)
-		got, err := f.preadv(f.fd, *scratch, int64(r.Off)+int64(at))
+		got, err := f.preadv(f.fd, *scratch, f.at(r.Off, at))
 		clear(*scratch) // buffers are not ours after the read
 		switch {
 		case err == nil:

@@ -2,6 +2,8 @@ package devio
 
 import (
 	"errors"
+	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,15 +16,16 @@ const (
 	kindUnknown   kindError = "file of an unknown type"
 )
 
-// Open opens a block device or a regular file for reading and starts its queue. The error is an
-// *OpenError. Nothing is read yet: whether O_DIRECT works is known for certain after the first read.
+// Open opens a block device or a regular file for reading and starts its queue. With Options.Offset all that lies
+// before that byte does not exist for the queue. The error is an *OpenError. Nothing is read yet: whether O_DIRECT works is known for certain after the first read.
 func Open(path string, o Options) (*Queue, error) {
+	name := o.name(path)
 	if err := o.check(); err != nil {
-		return nil, openError(path, err)
+		return nil, openError(name, err)
 	}
 	f, err := openFile(path, o)
 	if err != nil {
-		return nil, openError(path, err)
+		return nil, openError(name, err)
 	}
 	if o.Engine == Pread {
 		return newPreadQueue(f, o.workers(defaultWorkers), nil), nil
@@ -33,7 +36,7 @@ func Open(path string, o Options) (*Queue, error) {
 		return q, nil
 	case o.Engine == IOUring:
 		_ = f.close()
-		return nil, openError(path, &engineError{err})
+		return nil, openError(name, &engineError{err})
 	}
 	return newPreadQueue(f, o.workers(defaultWorkers), err), nil
 }
@@ -43,7 +46,7 @@ func openFile(path string, o Options) (*file, error) {
 	if err := checkPath(path); err != nil {
 		return nil, err
 	}
-	f := &file{name: path, align: 1, log: o.log(), preadv: preadv, noWait: preadvNoWait}
+	f := &file{name: o.name(path), path: path, base: o.Offset, align: 1, log: o.log(), preadv: preadv, noWait: preadvNoWait}
 	refused, err := f.open(!o.Buffered)
 	if err != nil {
 		return nil, err
@@ -91,7 +94,7 @@ func (f *file) open(direct bool) (refused, err error) {
 	const flags = unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK
 	open := func(more int) error {
 		return retryEINTR(func() (err error) {
-			f.fd, err = unix.Open(f.name, flags|more, 0)
+			f.fd, err = unix.Open(f.path, flags|more, 0)
 			return err
 		})
 	}
@@ -132,10 +135,17 @@ func (f *file) identify() error {
 		}
 		f.size = uint64(size)
 	}
+	if f.base > min(f.size, math.MaxInt64) {
+		return &offsetError{f.base, f.size}
+	}
+	f.size -= f.base
 	if !f.direct.Load() {
 		return nil
 	}
 	align, err := directAlign(f.fd, block)
+	if err == nil && f.base&(uint64(align)-1) != 0 {
+		err = fmt.Errorf("the offset %d is not a multiple of %d", f.base, align)
+	}
 	if err != nil {
 		return f.dropDirect(err)
 	}

@@ -84,7 +84,7 @@ func TestIdentifyAfterOpen(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f := &file{name: fifo, align: 1, log: Options{}.log(), preadv: preadv}
+	f := &file{name: fifo, path: fifo, align: 1, log: Options{}.log(), preadv: preadv}
 	if _, err := f.open(true); err != nil {
 		t.Fatalf("open: %v", err)
 	}
@@ -187,7 +187,7 @@ func TestChooseAlign(t *testing.T) {
 func TestDropDirectWarnsOnce(t *testing.T) {
 	path, _ := writeFile(t, 4096)
 	var out bytes.Buffer
-	f := &file{name: path, align: 512, log: slog.New(slog.NewTextHandler(&out, nil)), preadv: preadv}
+	f := &file{name: path, path: path, align: 512, log: slog.New(slog.NewTextHandler(&out, nil)), preadv: preadv}
 	if refused, err := f.open(true); err != nil || refused != nil {
 		t.Skipf("O_DIRECT is refused here: %v, %v", refused, err)
 	}

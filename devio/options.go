@@ -49,9 +49,13 @@ type Options struct {
 	// Workers is the number of reads in flight on this device, up to 1024; 0 means 8 with pread, where each may hold a
 	// thread, and 32 with io_uring. One read done by its submitter comes on top.
 	Workers  int
-	Buffered bool         // read through the page cache, not with O_DIRECT
-	Engine   Engine       // IOUring makes Open fail where the kernel does not allow it
-	Log      *slog.Logger // nil: silent. One warning, naming the device, when O_DIRECT is refused
+	Buffered bool   // read through the page cache, not with O_DIRECT
+	Engine   Engine // IOUring makes Open fail where the kernel does not allow it
+	// Offset is where in the device or file the queue begins, in bytes: a partition. Where O_DIRECT needs another
+	// alignment, reads go through the page cache.
+	Offset uint64
+	Name   string       // what Queue.Name and errors say; empty: the path
+	Log    *slog.Logger // nil: silent. One warning, naming the device, when O_DIRECT is refused
 }
 
 // check refuses Options that mean nothing.
@@ -60,6 +64,14 @@ func (o Options) check() error {
 		return ErrWorkers
 	}
 	return nil
+}
+
+// name is Name, or else the path.
+func (o Options) name(path string) string {
+	if o.Name == "" {
+		return path
+	}
+	return o.Name
 }
 
 // workers is Workers, or what stands in for 0.

@@ -176,7 +176,7 @@ func (q *Queue) end(r *Read, n int, err error) {
 	done.ReadDone(r)
 }
 
-// Size is the number of bytes of the device or file when it was opened.
+// Size is the number of bytes of the device or file, from Offset on, when it was opened.
 func (q *Queue) Size() uint64 { return q.file.size }
 
 // Align is the power of two, 1 to 4096, that reads must respect: see Read. It does not change.
@@ -185,12 +185,23 @@ func (q *Queue) Align() int { return q.file.align }
 // Depth is the number of reads that are submitted and not completed.
 func (q *Queue) Depth() int { return int(q.depth.Load()) }
 
-// Name is the path that was opened, as the user wrote it.
+// Name is the device as the user wrote it: Options.Name, or else the path that was opened.
 func (q *Queue) Name() string { return q.file.name }
 
-// Same reports whether both read one device or one file, under whatever names: a symbolic link, a hard link,
-// a second device node. A copy is not the same.
-func (q *Queue) Same(o *Queue) bool { return q.file.id == o.file.id }
+// Path is what was opened.
+func (q *Queue) Path() string { return q.file.path }
+
+// Offset is where in Path the queue begins, in bytes.
+func (q *Queue) Offset() uint64 { return q.file.base }
+
+// At names what begins at an offset, in bytes, of what q reads: as Name would say it.
+func (q *Queue) At(offset uint64) string {
+	return fmt.Sprintf("%s@%d", q.file.path, q.file.base+offset)
+}
+
+// Same reports whether both read one device or one file from the same offset on, under whatever names: a symbolic
+// link, a hard link, a second device node. A copy is not the same.
+func (q *Queue) Same(o *Queue) bool { return q.file.id == o.file.id && q.file.base == o.file.base }
 
 // Direct reports whether reads bypass the page cache. It can turn false at a read.
 func (q *Queue) Direct() bool { return q.file.direct.Load() }

@@ -10,7 +10,7 @@ import (
 // DevID is the btrfs devid of a device: its name inside one filesystem.
 type DevID uint64
 
-// Physical is a byte address on one device, counted from the device's first byte.
+// Physical is a byte address on one device, counted from the first byte of its queue.
 type Physical uint64
 
 // Completer is told of the end of a Read. ReadDone runs on a goroutine of the engine, or inside Submit for a read

@@ -36,7 +36,7 @@ type deviceFlags struct {
 
 func (f *deviceFlags) add(cmd *cobra.Command) {
 	p := cmd.Flags()
-	p.StringArrayVarP(&f.devices, "device", "d", nil, "block device or image file; once for each device of the filesystem (default: BTREXPORT_DEVICES, separated by :)")
+	p.StringArrayVarP(&f.devices, "device", "d", nil, "block device or image file, FILE@OFFSET for a partition in it; once for each device of the filesystem (default: BTREXPORT_DEVICES, separated by :)")
 	p.BoolVar(&f.degraded, "degraded", false, "go on though devices are missing")
 	p.BoolVar(&f.allowMounted, "allow-mounted", false, "read devices that this kernel has mounted read-write")
 	p.DurationVar(&f.slowRead, "slow-read", 0, "ask the next copy, or rebuild from parity, when a device has not answered for so long; below 0: never (default 1s)")
@@ -146,7 +146,12 @@ type deviceSet []*devio.Queue
 
 // open adds a device. One that is there already, by another name perhaps, is left out with a warning.
 func (s *deviceSet) open(path string, o devio.Options, log *slog.Logger) error {
-	q, err := devio.Open(path, o)
+	file, offset, err := splitOffset(path)
+	if err != nil {
+		return err
+	}
+	o.Offset, o.Name = offset, path
+	q, err := devio.Open(file, o)
 	if err != nil {
 		return err
 	}
@@ -193,7 +198,11 @@ func closeDevices(devs []volume.Device) {
 func mounted(devs []volume.Device, allowed bool, allow string, log *slog.Logger) (changing bool, err error) {
 	for _, d := range devs {
 		p := d.Name()
-		where, rw, err := mountcheck.ReadWrite(p)
+		file, offset := p, uint64(0)
+		if q, ok := d.(*devio.Queue); ok {
+			file, offset = q.Path(), q.Offset()
+		}
+		where, rw, err := mountcheck.ReadWrite(file, offset)
 		switch {
 		case err != nil:
 			log.Warn("whether the device is mounted is not known", "device", p, "err", err)

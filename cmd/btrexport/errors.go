@@ -101,7 +101,7 @@ func classify(err error) (code int, kind string) {
 		return exitFailed, "no-space"
 	case is(fs.ErrExist):
 		return exitUsage, "exists"
-	case errors.As(err, &open) && (is(fs.ErrNotExist) || is(syscall.ENOTDIR) || is(devio.ErrKind) || is(devio.ErrWorkers)):
+	case errors.As(err, &open) && (is(fs.ErrNotExist) || is(syscall.ENOTDIR) || is(devio.ErrKind) || is(devio.ErrOffset) || is(devio.ErrWorkers)):
 		return exitUsage, "device"
 	case is(fs.ErrNotExist), is(syscall.ENOTDIR):
 		return exitUsage, "not-found"

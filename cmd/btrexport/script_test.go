@@ -58,6 +58,7 @@ func TestScripts(t *testing.T) {
 		"appears":  cmdAppears,
 		"term":     cmdTerm,
 		"hangup":   cmdHangup,
+		"disk":     cmdDisk,
 		"ruinroot": cmdRuinRoot,
 	})
 	testscript.Run(t, testscript.Params{

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,15 +24,15 @@ type kernel struct {
 	inode func(path string) (dev, ino uint64, err error) // of any file
 }
 
-// ReadWrite says whether path, a block device or an image file under a loop device, belongs to a btrfs
-// that is mounted read-write, and where; mountpoint is "" when that is another mount namespace's.
-// An error means that the kernel's lists could not be read.
-func ReadWrite(path string) (mountpoint string, mounted bool, err error) {
-	return kernel{root: "/", rdev: blockDevice, inode: inode}.readWrite(path)
+// ReadWrite says whether what begins at a byte offset of path, a block device or an image file under a loop device,
+// belongs to a btrfs that is mounted read-write, and where; mountpoint is "" when that is another mount
+// namespace's. An error means that the kernel's lists could not be read.
+func ReadWrite(path string, offset uint64) (mountpoint string, mounted bool, err error) {
+	return kernel{root: "/", rdev: blockDevice, inode: inode}.readWrite(path, offset)
 }
 
-func (k kernel) readWrite(path string) (string, bool, error) {
-	names, err := k.blockNames(path)
+func (k kernel) readWrite(path string, offset uint64) (string, bool, error) {
+	names, err := k.blockNames(path, offset)
 	if err != nil || len(names) == 0 {
 		return "", false, err
 	}
@@ -42,15 +43,16 @@ func (k kernel) readWrite(path string) (string, bool, error) {
 	return k.mountOf(members)
 }
 
-// blockNames gives the kernel's names of the block devices that path is: its own, or those of the loop
-// devices over the file.
-func (k kernel) blockNames(path string) ([]string, error) {
+// blockNames gives the kernel's names of the block devices that begin at an offset of path: its own, or those of the
+// loop devices over the file; and their partitions.
+func (k kernel) blockNames(path string, offset uint64) ([]string, error) {
 	if dev, ok := k.rdev(path); ok {
-		link, err := os.Readlink(filepath.Join(k.root, "sys/dev/block", numbers(dev)))
+		at := filepath.Join(k.root, "sys/dev/block", numbers(dev))
+		link, err := os.Readlink(at)
 		if err != nil {
 			return nil, absent(err)
 		}
-		return []string{filepath.Base(link)}, nil
+		return beginAt(at, filepath.Base(link), 0, offset), nil
 	}
 	dev, ino, err := k.inode(path)
 	if err != nil {
@@ -68,14 +70,41 @@ func (k kernel) blockNames(path string) ([]string, error) {
 		}
 		if d, i, err := k.inode(strings.TrimSuffix(string(backing), "\n")); err == nil && d == dev && i == ino {
 			disk := filepath.Dir(filepath.Dir(l))
-			names = append(names, filepath.Base(disk))
-			parts, _ := filepath.Glob(filepath.Join(disk, filepath.Base(disk)+"p*")) // the pattern is well-formed
-			for _, p := range parts {
-				names = append(names, filepath.Base(p))
-			}
+			names = append(names, beginAt(disk, filepath.Base(disk), number(filepath.Join(disk, "loop/offset")), offset)...)
 		}
 	}
 	return names, nil
+}
+
+// sectorSize is the unit of start in sysfs, whatever the device's sectors are.
+const sectorSize = 512
+
+// beginAt gives of a disk, whose directory of sysfs is dir and which begins at byte base, and of its partitions the
+// names of those that begin at offset.
+func beginAt(dir, disk string, base, offset uint64) (names []string) {
+	if base == offset {
+		names = append(names, disk)
+	}
+	starts, _ := filepath.Glob(filepath.Join(dir, "*", "start")) // the pattern is well-formed
+	for _, s := range starts {
+		if base+sectorSize*number(s) == offset {
+			names = append(names, filepath.Base(filepath.Dir(s)))
+		}
+	}
+	return names
+}
+
+// number reads one of sysfs's files; 0 where there is none, as for what is gone since.
+func number(file string) uint64 {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // filesystemOf gives all devices of the mounted btrfs that has one of these.
@@ -128,7 +157,7 @@ func (k kernel) mountOf(members []string) (string, bool, error) {
 }
 
 func (k kernel) isMember(source string, members []string) bool {
-	names, err := k.blockNames(source)
+	names, err := k.blockNames(source, 0)
 	if err != nil || len(names) == 0 {
 		names = []string{filepath.Base(source)}
 	}

@@ -155,7 +155,7 @@ func scanDevice(ctx context.Context, pool *devio.Pool, d Device) (Found, error) 
 	case firstErr == nil:
 		return f, fmt.Errorf("open %s: %w: %d bytes are too few (is it the right file?)", d.Name(), ErrNoFilesystem, d.Size())
 	case errors.Is(firstErr, ondisk.ErrNoMagic):
-		return f, fmt.Errorf("open %s: %w at 64 KiB, 64 MiB or 256 GiB (is it the right device? a partitioned disk has its filesystems on partitions)", d.Name(), ErrNoFilesystem)
+		return f, noFilesystem(ctx, pool, d)
 	}
 	return f, fmt.Errorf("open %s: no usable superblock: %w", d.Name(), firstErr)
 }
@@ -180,6 +180,15 @@ func (w *waiter) ReadDone(*devio.Read) { close(w.done) }
 // readDevice reads n bytes outside of any chunk: the superblocks. A context that ends stops the
 // waiting; the buffer goes back to the pool when the device is done with it.
 func readDevice(ctx context.Context, pool *devio.Pool, d Device, off devio.Physical, n int) ([]byte, error) {
+	b, err := readSome(ctx, pool, d, off, n)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// readSome is readDevice that gives, with an error, what was read before it.
+func readSome(ctx context.Context, pool *devio.Pool, d Device, off devio.Physical, n int) ([]byte, error) {
 	w := &waiter{buf: pool.Get(n), done: make(chan struct{})}
 	w.read = devio.Read{Off: off, Bufs: [][]byte{w.buf.B}, Done: w}
 	d.Submit([]*devio.Read{&w.read})
@@ -193,8 +202,5 @@ func readDevice(ctx context.Context, pool *devio.Pool, d Device, off devio.Physi
 		return nil, context.Cause(ctx)
 	}
 	defer w.buf.Release()
-	if w.read.Err != nil {
-		return nil, w.read.Err
-	}
-	return append([]byte(nil), w.buf.B...), nil
+	return append([]byte(nil), w.buf.B[:w.read.N]...), w.read.Err
 }
