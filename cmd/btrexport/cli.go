@@ -53,6 +53,9 @@ func run(args []string, in io.Reader, out, errOut io.Writer) (status int) {
 			status = exitFailed
 		}
 	}()
+	if completes(args) {
+		return completeApart(args, out)
+	}
 	// A pipe that nobody reads any more ends the program quietly, as it does every other one; SIGINT and
 	// SIGTERM let commands clean up. serve has its own way with signals.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -120,6 +123,7 @@ func (a *app) root() *cobra.Command {
 	root.AddCommand(a.serveCommand(), a.lsCommand(), a.infoCommand(), a.mapCommand(), a.cpCommand(), a.verifyCommand(), a.subvolumesCommand(),
 		a.sampleCommand(), a.checkConfigCommand(), a.probeCommand(), a.statusCommand(), a.attachCommand(), a.detachCommand(), a.relayCommand(), a.versionCommand())
 	strictDefaults(root)
+	completeFlags(root)
 	return root
 }
 

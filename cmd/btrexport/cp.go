@@ -39,9 +39,11 @@ func (a *app) cpCommand() *cobra.Command {
 	}
 	dev.add(cmd)
 	dev.addSubvol(cmd)
+	cmd.ValidArgsFunction = dev.copyArgs
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "overwrite DEST, and a DEST.partial that was left behind")
 	cmd.Flags().BoolVar(&o.skipBad, "skip-bad", false, "go on where data can't be read, with zeroes in their place")
 	cmd.Flags().StringVar(&fill, "fill", "00", "with --skip-bad: `BYTE`, two hex digits, to write in place of what can't be read")
+	completeFlag(cmd, "fill", nothing)
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if cmd.Flags().Changed("fill") && !o.skipBad {

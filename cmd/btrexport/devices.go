@@ -45,6 +45,11 @@ func (f *deviceFlags) add(cmd *cobra.Command) {
 	p.Uint64Var(&f.generation, "generation", 0, "open an older state of the filesystem, that of generation `N` (info lists them)")
 	p.Uint8Var(&f.backupRoot, "backup-root", 0, "open the state in backup slot `K` of the superblock, 0 to 3 (info lists them)")
 	f.given = p.Changed
+	completeFlag(cmd, "device", completeDevice)
+	completeFlag(cmd, "io-engine", oneOf("auto", "io_uring", "pread"))
+	for _, flag := range []string{"slow-read", "generation", "backup-root"} {
+		completeFlag(cmd, flag, nothing)
+	}
 }
 
 // root is the state that the flags ask for.
@@ -80,6 +85,8 @@ func (f *deviceFlags) addSubvol(cmd *cobra.Command) {
 	p := cmd.Flags()
 	p.StringVar(&f.subvol, "subvol", "", "resolve paths from the subvolume of this path")
 	p.Uint64Var(&f.subvolID, "subvolid", 0, "resolve paths from the subvolume of this id")
+	completeFlag(cmd, "subvol", f.subvolumePaths)
+	completeFlag(cmd, "subvolid", f.subvolumeIDs)
 }
 
 // paths gives the devices that were named, by flag or else by environment.

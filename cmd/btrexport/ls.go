@@ -39,6 +39,7 @@ func (a *app) lsCommand() *cobra.Command {
 	}
 	dev.add(cmd)
 	dev.addSubvol(cmd)
+	cmd.ValidArgsFunction = dev.imagePath(0)
 	cmd.Flags().BoolVarP(&o.recursive, "recursive", "R", false, "list subdirectories too")
 	cmd.Flags().BoolVarP(&o.long, "long", "l", false, "mode, links, owner, group, size, time and link target")
 	cmd.Flags().BoolVarP(&o.raw, "zero", "0", false, "raw names, each ended by NUL; with -R paths")

@@ -30,6 +30,7 @@ func (a *app) mapCommand() *cobra.Command {
 	}
 	dev.add(cmd)
 	dev.addSubvol(cmd)
+	cmd.ValidArgsFunction = dev.imagePath(0)
 	cmd.Flags().BoolVar(&exact, "bytes", false, "exact sizes in bytes")
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -60,6 +60,7 @@ func (a *app) serveCommand() *cobra.Command {
 	p.StringVar(&f.run, "run", "", "serve on a private socket while this command runs")
 	p.BoolVar(&f.stdio, "stdio", false, "serve one connection on standard input and output")
 	p.DurationVar(&f.drain, "drain-timeout", configs.DefaultDrain, "how long reads in flight may take after SIGTERM")
+	completeFlag(cmd, "export", f.exportFlag)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		f.drainGiven = cmd.Flags().Changed("drain-timeout")
 		if err := f.check(); err != nil {

@@ -35,6 +35,7 @@ func (a *app) verifyCommand() *cobra.Command {
 	}
 	dev.add(cmd)
 	dev.addSubvol(cmd)
+	cmd.ValidArgsFunction = dev.imagePath(math.MaxInt)
 	a.jsonFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.verify(cmd.Context(), &dev, args) }
 	return cmd
