@@ -386,7 +386,7 @@ func suggestKey(key string, fields []field) (remedy, meant string) {
 	for i, f := range fields {
 		names[i] = f.name
 	}
-	if best, ok := nearest(key, names); ok {
+	if best, ok := Nearest(key, names); ok {
 		return "did you mean " + quote(best) + "?", best
 	}
 	return "known keys: " + strings.Join(names, ", "), ""

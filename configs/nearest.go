@@ -2,8 +2,8 @@ package configs
 
 import "unicode/utf8"
 
-// nearest finds the name that word is most likely a slip of. Two thirds of the letters must be right.
-func nearest(word string, names []string) (string, bool) {
+// Nearest finds the name that word is most likely a slip of. Two thirds of the letters must be right.
+func Nearest(word string, names []string) (string, bool) {
 	const longest = 64 // bytes; beyond it the comparison would cost more than it helps
 	best, bestAt := "", 0
 	if len(word) > longest {

@@ -114,8 +114,8 @@ func TestNearest(t *testing.T) {
 		"nmae": "name", "device": "devices", "Devices": "devices", "directio": "direct_io", "worker": "workers",
 		"cahce": "cache", "pth": "path", "paht": "path", "x": "", "": "", "zzzzzzz": "", "dev": "",
 	} {
-		if got, ok := nearest(word, names); got != want || ok != (want != "") {
-			t.Errorf("nearest(%q) = %q, %v, want %q", word, got, ok, want)
+		if got, ok := Nearest(word, names); got != want || ok != (want != "") {
+			t.Errorf("Nearest(%q) = %q, %v, want %q", word, got, ok, want)
 		}
 	}
 }

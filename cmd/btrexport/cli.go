@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/btrexport/btrexport/configs"
 )
 
 // app is one run of the program.
@@ -34,8 +36,8 @@ const intro = `btrexport reads files out of btrfs and serves them over NBD: no r
   btrexport cp -d DEVICE... PATH DEST     copy a file out, every block verified
   btrexport serve -d DEVICE... -e NAME=PATH   serve a file over NBD
 
-All commands: btrexport --help. One command: btrexport COMMAND --help.
-Documentation: https://github.com/btrexport/btrexport
+All commands: btrexport --help. One command: btrexport COMMAND --help. Topics: btrexport help recovery.
+Documentation: btrexport(1), https://github.com/btrexport/btrexport
 `
 
 const exitHelp = `Exit status: 0 done; 1 what was asked for is right and failed (I/O, bad data, permission, a busy address);
@@ -122,6 +124,7 @@ func (a *app) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(a.serveCommand(), a.lsCommand(), a.infoCommand(), a.mapCommand(), a.cpCommand(), a.verifyCommand(), a.subvolumesCommand(),
 		a.sampleCommand(), a.checkConfigCommand(), a.probeCommand(), a.statusCommand(), a.attachCommand(), a.detachCommand(), a.relayCommand(), a.versionCommand())
+	root.AddCommand(topics()...)
 	strictDefaults(root)
 	completeFlags(root)
 	return root
@@ -140,10 +143,25 @@ func strictDefaults(root *cobra.Command) {
 				}
 				return nil
 			}
+			c.ValidArgsFunction = func(_ *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+				return helpWords(root, args, word)
+			}
 		case "completion":
 			c.RunE = func(*cobra.Command, []string) error { return c.Help() }
 		}
 	}
+}
+
+// helpWords completes what help tells about: commands and topics.
+func helpWords(root *cobra.Command, args []string, word string) (list []string, d cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		for _, c := range root.Commands() {
+			if !c.Hidden && strings.HasPrefix(c.Name(), word) {
+				list = append(list, c.Name()+"\t"+c.Short)
+			}
+		}
+	}
+	return list, cobra.ShellCompDirectiveNoFileComp
 }
 
 // unknownCommand refuses what is no command, and says what it may have been meant for.
@@ -151,9 +169,14 @@ func unknownCommand(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	root.SuggestionsMinimumDistance = 2
-	if near := root.SuggestionsFor(args[0]); len(near) > 0 {
-		return fmt.Errorf("unknown command %q (did you mean %s?)", args[0], near[0])
+	var names []string
+	for _, c := range root.Commands() { // topics too, which cobra leaves out
+		if !c.Hidden {
+			names = append(names, c.Name())
+		}
+	}
+	if near, ok := configs.Nearest(args[0], names); ok {
+		return fmt.Errorf("unknown command %q (did you mean %s?)", args[0], near)
 	}
 	return fmt.Errorf("unknown command %q (btrexport --help lists them)", args[0])
 }

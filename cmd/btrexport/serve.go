@@ -176,6 +176,9 @@ func (a *app) serve(ctx context.Context, load func() (*configs.Config, error), m
 	hangups := make(chan os.Signal, 1) // one that comes while another is served loads once more
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	defer signal.Stop(asked)
 	broken := make(chan os.Signal, 1) // else a log that nobody reads any more would end the process
 	signal.Notify(broken, syscall.SIGPIPE)
 	defer signal.Stop(broken)
@@ -219,7 +222,7 @@ func (a *app) serve(ctx context.Context, load func() (*configs.Config, error), m
 	}
 	undo.add(s.closeListeners)
 	defer s.keepAlive()()
-	err = s.run(ctx, a, mode, runEnv{undo: &undo, private: private, conn: conn, hangups: hangups, load: loadAll, file: c.File})
+	err = s.run(ctx, a, mode, runEnv{undo: &undo, private: private, conn: conn, hangups: hangups, asked: asked, load: loadAll, file: c.File})
 	s.busy.Store(true)
 	s.stop()
 	return err
@@ -244,6 +247,7 @@ type runEnv struct {
 	private string   // the command's socket
 	conn    net.Conn // standard input and output
 	hangups <-chan os.Signal
+	asked   <-chan os.Signal // for the state
 	load    func() (*configs.Config, error)
 	file    string // of the configuration; empty: flags made it
 }
@@ -271,6 +275,8 @@ func (s *server) run(ctx context.Context, a *app, mode serveMode, env runEnv) er
 		case err := <-ended:
 			return err
 		case <-s.pulse:
+		case <-env.asked:
+			s.tellState()
 		case <-env.hangups:
 			s.busy.Store(true)
 			s.hangup(ctx, env)
@@ -447,6 +453,22 @@ func (s *server) tellSite(before *site) {
 			s.log.Warn("size is no multiple of 512: the kernel's client does not see the last bytes (set round_up: 512)", "export", x.Name, "size", x.file.Size())
 		}
 	}
+}
+
+// tellState logs one line of what is served and asked for at this moment: a warning, as less is not shown with --run.
+func (s *server) tellState() {
+	clients, handshakes := s.nbd.Clients()
+	requests, degraded := 0, 0
+	for _, n := range s.nbd.InFlight() {
+		requests += n
+	}
+	for _, f := range s.site.filesystems {
+		if i := f.Info(); i.Degraded() {
+			degraded++
+		}
+	}
+	s.log.Warn("state", "filesystems", len(s.site.filesystems), "degraded", degraded, "exports", len(s.site.exports),
+		"clients", clients, "handshakes", handshakes, "requests", requests)
 }
 
 // uri is where clients find an export: at the first address. On standard input there is none.

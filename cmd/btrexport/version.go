@@ -3,10 +3,13 @@ package main
 import (
 	"fmt"
 	"io"
+	"reflect"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/cpu"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,7 +19,7 @@ var version = ""
 func (a *app) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Show the version of btrexport, of Go and of the kernel",
+		Short: "Show the versions of btrexport, its modules, Go and the kernel; CPU features",
 		Args:  arguments(0, 0, "no argument"),
 	}
 	a.jsonFlag(cmd)
@@ -38,11 +41,20 @@ type build struct {
 	OS       string `json:"os"`
 	Arch     string `json:"arch"`
 	CPUs     int    `json:"cpus"`
-	Kernel   string `json:"kernel"`
+	// Features are the processor's, as golang.org/x/sys/cpu calls them in small letters.
+	Features []string `json:"cpu_features"`
+	Modules  []module `json:"modules"` // that are linked
+	Kernel   string   `json:"kernel"`
+}
+
+type module struct {
+	Path    string `json:"path"`
+	Version string `json:"version"`
 }
 
 func thisBuild() build {
-	b := build{Version: version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Kernel: kernelRelease()}
+	b := build{Version: version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), Kernel: kernelRelease(),
+		Features: cpuFeatures()}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		b.fill(info)
 	}
@@ -65,6 +77,33 @@ func (b *build) fill(info *debug.BuildInfo) {
 			b.Revision += "+"
 		}
 	}
+	for _, m := range info.Deps {
+		if m.Replace != nil {
+			m = m.Replace
+		}
+		b.Modules = append(b.Modules, module{m.Path, m.Version})
+	}
+}
+
+// cpuFeatures are those that decide how fast checksums and decoders are, and which of their variants runs.
+func cpuFeatures() []string {
+	list := []string{}
+	var features any
+	switch runtime.GOARCH {
+	case "amd64":
+		features = cpu.X86
+	case "arm64":
+		features = cpu.ARM64
+	default:
+		return list
+	}
+	v := reflect.ValueOf(features)
+	for i := range v.NumField() {
+		if name, ok := strings.CutPrefix(v.Type().Field(i).Name, "Has"); ok && v.Field(i).Bool() {
+			list = append(list, strings.ToLower(name))
+		}
+	}
+	return list
 }
 
 func (b *build) print(w io.Writer) error {
@@ -72,7 +111,12 @@ func (b *build) print(w io.Writer) error {
 	if b.Revision != "" {
 		revision = " (" + b.Revision + ")"
 	}
-	_, err := fmt.Fprintf(w, "btrexport %s%s\n%s %s/%s, %d CPUs\nkernel %s\n", b.Version, revision, b.Go, b.OS, b.Arch, b.CPUs, b.Kernel)
+	var text strings.Builder
+	fmt.Fprintf(&text, "btrexport %s%s\n%s %s/%s, %d CPUs: %s\nkernel %s\n", b.Version, revision, b.Go, b.OS, b.Arch, b.CPUs, dash(strings.Join(b.Features, " ")), b.Kernel)
+	for _, m := range b.Modules {
+		fmt.Fprintf(&text, "module %s %s\n", m.Path, m.Version)
+	}
+	_, err := io.WriteString(w, text.String())
 	return err
 }
 
