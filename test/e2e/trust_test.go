@@ -49,7 +49,8 @@ func inDir(ctx context.Context, dir, script string) (string, error) {
 	return string(out), err
 }
 
-// TestTLSRecipe pastes docs/security.md: certificates by openssl, and libnbd's and QEMU's tools over TLS.
+// TestTLSRecipe pastes certificates and configuration of docs/security.md: libnbd's and QEMU's tools over TLS. TestDocs runs the
+// page's own clients.
 func TestTLSRecipe(t *testing.T) {
 	need(t, "openssl", "nbdinfo", "nbdcopy", "qemu-img", "qemu-nbd")
 	ctx, dir := bounded(t), samplePair(t)
@@ -57,7 +58,9 @@ func TestTLSRecipe(t *testing.T) {
 	if out, err := inDir(ctx, dir, recipe(t, "sh", 0)); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	config := strings.ReplaceAll(recipe(t, "yaml", 0), "pki/", dir+"/pki/") + fmt.Sprintf(`
+	_, tls, _ := strings.Cut(recipe(t, "sh", 1), "\ntls:")
+	tls, _, _ = strings.Cut(tls, "EOF")
+	config := "tls:" + strings.ReplaceAll(tls, "pki/", dir+"/pki/") + fmt.Sprintf(`
 filesystems:
   - {name: demo, devices: [%s/disk0.img, %s/disk1.img]}
 exports:
@@ -69,14 +72,7 @@ exports:
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s := serve(t, "-c", file, "-l", "tcp://127.0.0.1:"+port)
-	clients := strings.ReplaceAll(recipe(t, "sh", 1), "nbds://localhost/", "nbds://localhost:"+port+"/")
-	clients = strings.ReplaceAll(clients, "10809", port)
-	clients = strings.ReplaceAll(clients, "btrexport probe", program(t, plainBinary)+" probe")
-	out, err := inDir(ctx, dir, clients)
-	if err != nil || strings.Count(out, "export-size: 16777216") != 1 || strings.Count(out, "(16777216 bytes)") != 1 || !strings.Contains(out, "vm1  16 MiB  read-only") {
-		t.Fatalf("%v\n%s\n%s", err, out, s.logged())
-	}
+	serve(t, "-c", file, "-l", "tcp://127.0.0.1:"+port)
 	uri := func(name string) string {
 		return "nbds://localhost:" + port + "/" + name + "?tls-certificates=" + dir + "/pki"
 	}
