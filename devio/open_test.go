@@ -114,6 +114,9 @@ func TestRemedies(t *testing.T) {
 			t.Errorf("%v: got %#v, want a remedy", errno, err)
 		}
 	}
+	if got, want := openError("/dev/sdb", unix.EACCES).Error(), `open /dev/sdb: permission denied (run as root, or give your user read access: see "device access" in btrexport(1))`; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 	if got, want := openError("x", unix.EIO).Error(), "open x: input/output error"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

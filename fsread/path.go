@@ -26,6 +26,9 @@ type walk struct {
 	path  string // as the user wrote it
 	stack []place
 	links int
+
+	rest   []string // of an error: the components of path behind the one that is not there
+	inLink bool     // of an error: it lies in a link's target
 }
 
 // place is a node and the name that led to it.
@@ -44,6 +47,7 @@ func (s *Subvolume) resolve(ctx context.Context, path string, followLast bool) (
 		followLast = true
 	}
 	if err := w.along(ctx, path, followLast, false); err != nil {
+		s.suggestWhole(ctx, w, err)
 		return nil, err
 	}
 	at := w.stack[len(w.stack)-1].node
@@ -73,10 +77,32 @@ func (w *walk) along(ctx context.Context, path string, followLast, fromLink bool
 		}
 		last := i == len(parts)-1
 		if err := w.step(ctx, name, !last || followLast); err != nil {
+			if !w.inLink {
+				w.rest = parts[i+1:]
+			}
+			w.inLink = w.inLink || fromLink
 			return err
 		}
 	}
 	return nil
+}
+
+// suggestWhole makes the suggestion of an error one for the whole path, if what is behind the name that was spelt
+// alike is there.
+func (s *Subvolume) suggestWhole(ctx context.Context, w *walk, err error) {
+	var e *PathError
+	if !errors.As(err, &e) || e.Near == "" || w.inLink || len(w.rest) == 0 {
+		return
+	}
+	whole := e.Near + "/" + strings.Join(w.rest, "/")
+	root, err := s.Root(ctx)
+	if err != nil {
+		return
+	}
+	again := &walk{path: whole, stack: []place{{node: root}}}
+	if again.along(ctx, whole, true, false) == nil {
+		e.Near = whole
+	}
 }
 
 // step enters one name and, if asked, follows the link that it is.

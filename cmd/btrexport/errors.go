@@ -133,9 +133,13 @@ func withRemedy(err error) string {
 		}
 	}
 	var log *fsread.LogError
+	var feature *ondisk.UnsupportedError
 	switch {
 	case errors.As(err, &log):
 		add("--ignore-log, or ignore_log: true, shows the last commit")
+	case errors.As(err, &feature) && feature.Unknown:
+		s += " to btrexport " + thisBuild().Version
+		add("a newer version may read it")
 	case errors.Is(err, fsread.ErrIsDir):
 		add("name a regular file, or use ls")
 	case errors.Is(err, fsread.ErrNotRegular):

@@ -59,6 +59,7 @@ func TestScripts(t *testing.T) {
 		"term":     cmdTerm,
 		"hangup":   cmdHangup,
 		"disk":     cmdDisk,
+		"feature":  cmdFeature,
 		"ruinroot": cmdRuinRoot,
 	})
 	testscript.Run(t, testscript.Params{
