@@ -186,7 +186,7 @@ func panels(t *testing.T) map[string]string {
 }
 
 // TestPrometheus has a real one scrape a server that is read while copies are ruined: every panel of the dashboards has
-// data, and those alerts fire that should.
+// data, and those alerts fire that should. BTREXPORT_PICTURE=FILE draws the overview after two minutes of it.
 func TestPrometheus(t *testing.T) {
 	need(t, "prometheus", "promtool")
 	ctx := bounded(t)
@@ -221,13 +221,17 @@ func TestPrometheus(t *testing.T) {
 		}
 	}
 	eventually(ctx, t, "scrapes before the first failure", zero("btrexport_reads_lost_total"), "true <nil>")
+	begin := time.Now()
 	stop := readOn(ctx, t, s, names)
 	defer stop()
 	eventually(ctx, t, "no alert under load", func() string { return p.alerts(ctx) }, "")
 
+	if os.Getenv("BTREXPORT_PICTURE") != "" {
+		time.Sleep(40 * time.Second) // of a server that is well
+	}
 	must(ctx, t, binary, "sample", dir, "--damage")
 	eventually(ctx, t, "the alerts of bad copies", func() string { return p.alerts(ctx) }, "ChecksumFailures firing, Repairing pending")
-	ruinBoth(ctx, t, binary, devices, "/@images/plain.raw")
+	ruinFirst(ctx, t, "/@images/plain.raw", devices, dir+"/disk0.img", dir+"/disk1.img")
 	eventually(ctx, t, "the alerts of lost data", func() string { return p.alerts(ctx) }, "ChecksumFailures firing, ReadsLost firing, Repairing pending")
 
 	var without []string
@@ -241,6 +245,11 @@ func TestPrometheus(t *testing.T) {
 		slices.Sort(without)
 		return strings.Join(without, "\n")
 	}, "")
+	if out := os.Getenv("BTREXPORT_PICTURE"); out != "" {
+		time.Sleep(time.Until(begin.Add(2 * time.Minute)))
+		must(ctx, t, "go", "run", "../../configs/grafana/picture", "-dashboard", "../../configs/grafana/dashboards/btrexport-overview.json",
+			"-prometheus", p.url, "-last", "2m", "-interval", "10s", "-o", out)
+	}
 	stop()
 	s.end(t)
 	eventually(ctx, t, "the alert of a server that is down", func() string {
@@ -272,10 +281,11 @@ func readOn(ctx context.Context, t *testing.T, s *server, names []string) (stop 
 	})
 }
 
-// ruinBoth overwrites both copies of a file's first block.
-func ruinBoth(ctx context.Context, t *testing.T, binary string, devices []string, path string) {
+// ruinFirst overwrites the copies of a file's first block that lie on these images.
+func ruinFirst(ctx context.Context, t *testing.T, path string, devices []string, images ...string) {
 	t.Helper()
-	first, _, _ := strings.Cut(must(ctx, t, binary, append(append([]string{"map", "--json"}, devices...), path)...), "\n")
+	args := append(append([]string{"map", "--json"}, devices...), path)
+	first, _, _ := strings.Cut(must(ctx, t, program(t, plainBinary), args...), "\n")
 	var extent struct {
 		Copies []struct {
 			Device   string
@@ -286,7 +296,10 @@ func ruinBoth(ctx context.Context, t *testing.T, binary string, devices []string
 		t.Fatalf("%v: %s", err, first)
 	}
 	for _, c := range extent.Copies {
-		f, err := os.OpenFile(c.Device, os.O_WRONLY, 0)
+		if !slices.Contains(images, c.Device) {
+			continue
+		}
+		f, err := os.OpenFile(c.Device, os.O_WRONLY|os.O_SYNC, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
