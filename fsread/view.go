@@ -308,7 +308,8 @@ func (o *openFile) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// Read implements io.Reader. Behind the good bytes in front of a lost part it ends; Seek goes on behind that.
+// Read implements io.Reader. It reads from the disk what p has room for, at least a block: small reads want a bufio.Reader. Behind
+// the good bytes in front of a lost part it ends; Seek goes on behind that.
 func (o *openFile) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, o.usable("read")

@@ -178,3 +178,23 @@ func TestDocsOfCI(t *testing.T) {
 		}
 	}
 }
+
+// TestExampleIsServed holds that the example configuration is one that can be served, once it names devices that are there,
+// and the second export a file that they hold.
+func TestExampleIsServed(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(root, "configs/btrexport.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	disks := pageDisks(t, dir)
+	file := filepath.Join(dir, "btrexport.yaml")
+	config := strings.NewReplacer("/dev/sdb", disks["/dev/sdb"], "/dev/sdc", disks["/dev/sdc"], "/vm2.raw", "/hello.txt").Replace(string(text))
+	if err := os.WriteFile(file, []byte(config), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("btrexport", "check-config", file).CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("vm1")) || !bytes.Contains(out, []byte("vm2")) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
