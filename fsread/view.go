@@ -337,7 +337,7 @@ func (o *openFile) Seek(offset int64, whence int) (int64, error) {
 	default:
 		base = -1
 	}
-	if to := base + offset; base >= 0 && to >= 0 && (offset <= 0 || to >= base) {
+	if to := base + offset; base >= 0 && to >= 0 { // a sum above the largest is negative
 		o.off = to
 		return to, nil
 	}
