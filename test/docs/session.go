@@ -70,7 +70,9 @@ func (s *Session) kill() error { return syscall.Kill(-s.shell.Process.Pid, sysca
 // Close ends what runs in the background, and the shell.
 func (s *Session) Close() error {
 	_, err := io.WriteString(s.in, "kill $(jobs -p) 2>/dev/null\nwait\nexit 0\n")
-	err = errors.Join(err, s.in.Close())
+	if closed := s.in.Close(); !errors.Is(closed, os.ErrClosed) { // Wait closes it too, once the shell has ended
+		err = errors.Join(err, closed)
+	}
 	select {
 	case end := <-s.ended:
 		return errors.Join(err, end)
