@@ -14,7 +14,7 @@ const (
 	maxPath      = 4096             // bytes; Linux' PATH_MAX
 	minCache     = 64 << 10         // bytes: one tree block of the largest node size
 	minRoundUp   = 512              // bytes: the smallest sector of a block device
-	maxRoundUp   = 1 << 30          // bytes
+	maxRoundUp   = 32 << 20         // bytes: export.MaxRead
 	topLevel     = 5                // BTRFS_FS_TREE_OBJECTID, the id of the top level subvolume
 	firstSubvol  = 256              // BTRFS_FIRST_FREE_OBJECTID
 	maxSubvolID  = ^uint64(0) - 255 // BTRFS_LAST_FREE_OBJECTID

@@ -182,7 +182,7 @@ filesystems:
   - {name: most, devices: [/b], workers: 1024}
 exports:
   - {name: %s, filesystem: most, path: /%s, description: %s, round_up: 512, subvolid: 256}
-  - {name: b, filesystem: least, path: /, round_up: 1GiB, subvolid: 18446744073709551360}
+  - {name: b, filesystem: least, path: /, round_up: 32MiB, subvolid: 18446744073709551360}
 limits: {connections: 1, handshake: 1ms}
 `, long, long[1:], long)
 	if _, err := Parse("f", []byte(text)); err != nil {

@@ -236,9 +236,6 @@ func labelOrUUID(label, uuid string) string {
 
 // openExport resolves an export's file.
 func openExport(ctx context.Context, f *siteFS, e configs.Export) (*siteExport, error) {
-	if e.RoundUp > export.MaxRead {
-		return nil, e.Pos.Errorf("export %q: round_up of %d bytes is above %d (write 512 or 4096)", e.Name, e.RoundUp, export.MaxRead)
-	}
 	sv, err := subvolume(ctx, f.FS, e.Subvol, e.SubvolID)
 	if err != nil {
 		return nil, place(e.SubvolPos, err)
