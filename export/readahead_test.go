@@ -230,7 +230,7 @@ func TestReadAheadReturns(t *testing.T) {
 				c.put(readRequest(i, i*4096, 4096))
 			}
 			waitFor(t, "reads ahead", func() bool { return f.reads.Load() > aheadRun+1 })
-			waitFor(t, "the last request", func() bool { return fx.started() == aheadRun+1 })
+			waitFor(t, "the last request", func() bool { return fx.server.InFlight()["d"] == aheadRun+1 })
 			shutdown := make(chan error, 1)
 			switch how {
 			case "disconnect":
@@ -260,18 +260,6 @@ func TestReadAheadReturns(t *testing.T) {
 			waitFor(t, "what was read ahead", func() bool { return fx.server.aheadBytes.Load() == 0 })
 		})
 	}
-}
-
-// started is how many requests clients wait for that a drain would answer.
-func (fx *fixture) started() (n int) {
-	fx.server.mu.Lock()
-	defer fx.server.mu.Unlock()
-	for t := range fx.server.serving {
-		t.sender.mu.Lock()
-		n += t.sender.started
-		t.sender.mu.Unlock()
-	}
-	return n
 }
 
 // TestReadAheadDoesNotAllocate: a stream of small reads.

@@ -255,7 +255,6 @@ func (s *sender) finish(done []*request, sent bool) {
 		}
 		q.reset()
 	}
-	t.inFlight.Add(-int64(len(done)))
 	t.share.give(total)
 	s.mu.Lock()
 	defer s.mu.Unlock()

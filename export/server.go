@@ -192,14 +192,14 @@ func (s *Server) Clients() (established, handshakes int) {
 	return s.established, len(s.handshakes)
 }
 
-// InFlight tells of every export that a client has how many requests it waits for. It costs those who serve them
-// nothing but a count for each connection.
+// InFlight tells of every export that a client has how many requests it waits for, but for those that are answered at
+// once.
 func (s *Server) InFlight() map[string]int {
 	n := make(map[string]int)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for t := range s.serving {
-		n[t.export.Name] += int(t.inFlight.Load())
+		n[t.export.Name] += t.inFlight()
 	}
 	return n
 }

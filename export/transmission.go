@@ -54,8 +54,6 @@ type transmission struct {
 	leaving atomic.Bool   // what is asked from now on gets ESHUTDOWN; set once, by drain
 	heard   atomic.Uint64 // how often the client has sent something
 
-	inFlight atomic.Int64 // requests taken whose replies have not left
-
 	buf       []byte // of readBuffer bytes
 	r, w      int    // buf[r:w] is read and not yet decoded
 	spare     []*request
@@ -218,7 +216,6 @@ func (t *transmission) accept(h nbdwire.Request) error {
 		t.putBack(q)
 		return err
 	}
-	t.inFlight.Add(1)
 	t.begin(q)
 	q.plan(h, p)
 	if q.err == nil && t.leaving.Load() {
@@ -360,6 +357,13 @@ func (t *transmission) submit() {
 	}
 	clear(t.batch)
 	t.batch = t.batch[:0]
+}
+
+// inFlight is how many requests the client waits for, but for those that are answered at once.
+func (t *transmission) inFlight() int {
+	t.sender.mu.Lock()
+	defer t.sender.mu.Unlock()
+	return t.sender.started
 }
 
 // outstanding notes that q waits for a read of somebody else.
