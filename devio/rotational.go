@@ -16,13 +16,19 @@ func (q *Queue) Rotational() bool { return q.file.rotational }
 // sysBlock has a link to each block device, by its numbers.
 const sysBlock = "/sys/dev/block"
 
-// rotational asks the device's queue, or for a partition, that of the disk, whose directory holds its own.
+// rotational asks the disk's queue.
 func rotational(sys string, dev uint64) bool {
+	return bytes.Equal(bytes.TrimSpace(ofDisk(sys, dev, "queue/rotational")), []byte("1"))
+}
+
+// ofDisk reads a file in the directory of a disk, or for a partition, of the disk whose directory holds its own. Where
+// there is none it is empty.
+func ofDisk(sys string, dev uint64, file string) []byte {
 	at := fmt.Sprintf("%s/%d:%d/", sys, unix.Major(dev), unix.Minor(dev))
-	for _, queue := range []string{"queue/", "../queue/"} { // the kernel resolves .. behind the link
-		if b, err := os.ReadFile(at + queue + "rotational"); err == nil {
-			return bytes.Equal(bytes.TrimSpace(b), []byte("1"))
+	for _, up := range []string{"", "../"} { // the kernel resolves .. behind the link
+		if b, err := os.ReadFile(at + up + file); err == nil {
+			return b
 		}
 	}
-	return false
+	return nil
 }

@@ -8,35 +8,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRotational gives the answers of a made up /sys: directories of disks and partitions, and links to them.
+// fakeSys is a made up /sys: directories of disks and partitions, and links to them.
+type fakeSys struct {
+	t   *testing.T
+	dir string
+}
+
+// write gives a disk a file.
+func (s fakeSys) write(disk, file, text string) {
+	s.t.Helper()
+	path := filepath.Join(s.dir, "devices", disk, file)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// link gives a disk or a partition its numbers.
+func (s fakeSys) link(numbers, to string) {
+	s.t.Helper()
+	if err := os.MkdirAll(filepath.Join(s.dir, "devices", to), 0o755); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.Symlink("devices/"+to, filepath.Join(s.dir, numbers)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 func TestRotational(t *testing.T) {
-	sys := t.TempDir()
-	write := func(disk, text string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Join(sys, "devices", disk, "queue"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(sys, "devices", disk, "queue/rotational"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	link := func(numbers, to string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Join(sys, "devices", to), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink("devices/"+to, filepath.Join(sys, numbers)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("sda", "1\n")
-	write("nvme0n1", "0\n")
-	write("odd", "")
-	link("8:0", "sda")
-	link("8:1", "sda/sda1")
-	link("259:0", "nvme0n1")
-	link("259:1", "nvme0n1/nvme0n1p1")
-	link("7:0", "odd")
+	sys := fakeSys{t, t.TempDir()}
+	sys.write("sda", "queue/rotational", "1\n")
+	sys.write("nvme0n1", "queue/rotational", "0\n")
+	sys.write("odd", "queue/rotational", "")
+	sys.link("8:0", "sda")
+	sys.link("8:1", "sda/sda1")
+	sys.link("259:0", "nvme0n1")
+	sys.link("259:1", "nvme0n1/nvme0n1p1")
+	sys.link("7:0", "odd")
 	for _, tc := range []struct {
 		name         string
 		major, minor uint32
@@ -50,7 +60,7 @@ func TestRotational(t *testing.T) {
 		{"no such device", 8, 16, false},
 		{"anonymous", 0, 42, false},
 	} {
-		if got := rotational(sys, unix.Mkdev(tc.major, tc.minor)); got != tc.want {
+		if got := rotational(sys.dir, unix.Mkdev(tc.major, tc.minor)); got != tc.want {
 			t.Errorf("%s: got %v, want %v", tc.name, got, tc.want)
 		}
 	}
