@@ -7,6 +7,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/btrexport/btrexport/internal/spelling"
 )
 
 const (
@@ -133,7 +135,7 @@ func (n filesystemNames) resolve(e *Export, errs *errorList) {
 		errs.more++ // looking for the nearest of many names is what takes time
 	default:
 		remedy := "defined: " + strings.Join(n.list[:min(len(n.list), 10)], ", ")
-		if best, ok := Nearest(e.Filesystem, n.list); ok {
+		if best, ok := spelling.Nearest(e.Filesystem, n.list); ok {
 			remedy = "did you mean " + quote(best) + "?"
 		}
 		errs.add(e.FilesystemPos, "export %s: filesystem %s is not defined (%s)", quote(e.Name), quote(e.Filesystem), remedy)

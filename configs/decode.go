@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/btrexport/btrexport/internal/spelling"
 )
 
 // decoder fills a Config from the tree and gathers every mistake on the way.
@@ -386,7 +388,7 @@ func suggestKey(key string, fields []field) (remedy, meant string) {
 	for i, f := range fields {
 		names[i] = f.name
 	}
-	if best, ok := Nearest(key, names); ok {
+	if best, ok := spelling.Nearest(key, names); ok {
 		return "did you mean " + quote(best) + "?", best
 	}
 	return "known keys: " + strings.Join(names, ", "), ""

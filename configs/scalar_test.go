@@ -108,29 +108,6 @@ func TestParseDuration(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
-	names := []string{"name", "devices", "degraded", "direct_io", "workers", "cache", "path"}
-	for word, want := range map[string]string{
-		"nmae": "name", "device": "devices", "Devices": "devices", "directio": "direct_io", "worker": "workers",
-		"cahce": "cache", "pth": "path", "paht": "path", "x": "", "": "", "zzzzzzz": "", "dev": "",
-	} {
-		if got, ok := Nearest(word, names); got != want || ok != (want != "") {
-			t.Errorf("Nearest(%q) = %q, %v, want %q", word, got, ok, want)
-		}
-	}
-}
-
-func TestDistanceIsAMetric(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		gen := rapid.StringOfN(rapid.RuneFrom([]rune("abü")), 0, 8, -1)
-		a, b := gen.Draw(t, "a"), gen.Draw(t, "b")
-		d := distance(a, b)
-		if d != distance(b, a) || (d == 0) != (a == b) || d > max(len([]rune(a)), len([]rune(b))) {
-			t.Fatalf("distance(%q, %q) = %d, reversed %d", a, b, d, distance(b, a))
-		}
-	})
-}
-
 func TestQuoteCutsAtARune(t *testing.T) {
 	for in, want := range map[string]string{
 		"a\nb": `"a\nb"`,

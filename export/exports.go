@@ -9,6 +9,7 @@ import (
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 
 	"github.com/btrexport/btrexport/export/nbdwire"
+	"github.com/btrexport/btrexport/internal/spelling"
 )
 
 // Export is one file under one name. All its connections share File, so that they see one
@@ -134,6 +135,9 @@ func unknownText(name string, visible []*served) string {
 		b.WriteString("there is no default export")
 	} else {
 		fmt.Fprintf(&b, "no export %q", nbdwire.Shorten(name, maxShownName))
+		if near := nearest(name, visible); near != "" {
+			fmt.Fprintf(&b, " (did you mean %q?)", near)
+		}
 	}
 	for i, e := range visible {
 		switch {
@@ -151,4 +155,20 @@ func unknownText(name string, visible []*served) string {
 		fmt.Fprintf(&b, "%q", nbdwire.Shorten(e.Name, maxShownName))
 	}
 	return b.String()
+}
+
+// nearest gives the name of the visible export that a name is likely a slip of; empty where there is none. Long names
+// are not compared: a client chooses them.
+func nearest(name string, visible []*served) string {
+	if len(name) > maxShownName {
+		return ""
+	}
+	search := spelling.For(name)
+	for _, e := range visible {
+		if len(e.Name) <= maxShownName {
+			search.Add(e.Name)
+		}
+	}
+	best, _ := search.Best()
+	return best
 }

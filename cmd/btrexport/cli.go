@@ -13,8 +13,9 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
-	"github.com/btrexport/btrexport/configs"
+	"github.com/btrexport/btrexport/internal/spelling"
 )
 
 // app is one run of the program.
@@ -115,11 +116,7 @@ func (a *app) root() *cobra.Command {
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		// "strconv.ParseUint: parsing" says in Go's words what the sentence before it says.
-		what, _, _ := strings.Cut(err.Error(), ": strconv.")
-		return fmt.Errorf("%s (see %s --help)", what, cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().StringVar(&a.logLevel, "log-level", "", "what to log: debug, info, warn or error (default: info for serve and attach, else warn)")
 	root.PersistentFlags().StringVar(&a.logFormat, "log-format", "text", "text or json")
 	root.AddCommand(a.serveCommand(), a.lsCommand(), a.infoCommand(), a.mapCommand(), a.cpCommand(), a.verifyCommand(), a.subvolumesCommand(),
@@ -175,10 +172,29 @@ func unknownCommand(root *cobra.Command, args []string) error {
 			names = append(names, c.Name())
 		}
 	}
-	if near, ok := configs.Nearest(args[0], names); ok {
+	if near, ok := spelling.Nearest(args[0], names); ok {
 		return fmt.Errorf("unknown command %q (did you mean %s?)", args[0], near)
 	}
 	return fmt.Errorf("unknown command %q (btrexport --help lists them)", args[0])
+}
+
+// flagError says what was wrong with a flag, and what an unknown one may have been meant for.
+func flagError(cmd *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		var names []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				names = append(names, f.Name)
+			}
+		})
+		if near, ok := spelling.Nearest(unknown.GetSpecifiedName(), names); ok {
+			return fmt.Errorf("%w (did you mean --%s?)", err, near)
+		}
+	}
+	// "strconv.ParseUint: parsing" says in Go's words what the sentence before it says.
+	what, _, _ := strings.Cut(err.Error(), ": strconv.")
+	return fmt.Errorf("%s (see %s --help)", what, cmd.CommandPath())
 }
 
 // arguments accepts between least and most positional arguments; want names them in errors.
