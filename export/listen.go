@@ -53,7 +53,7 @@ func listen(ctx context.Context, a Address, f SocketFile) (net.Listener, error) 
 	var config net.ListenConfig
 	l, err := config.Listen(ctx, a.network, a.addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%w (stop the server that uses it, or use another address)", ErrInUse)
+		return nil, fmt.Errorf("%w by another program", ErrInUse)
 	}
 	return l, cause(err)
 }
@@ -235,7 +235,7 @@ func inUse(conn net.Conn) error {
 			who = fmt.Sprintf(" (pid %d)", cred.Pid)
 		}
 	})
-	return fmt.Errorf("%w by a running server%s (stop it, or use another address)", ErrInUse, who)
+	return fmt.Errorf("%w by a running server%s", ErrInUse, who)
 }
 
 // removeSame removes path if it is still the file that id describes.

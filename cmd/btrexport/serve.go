@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -385,7 +386,15 @@ func listenOn(ctx context.Context, c configs.Listen, passed *passed) (net.Listen
 	if err != nil {
 		return nil, place(c.Pos, err)
 	}
-	if l, err = export.ListenAs(ctx, a, socketFile(c)); err != nil {
+	l, err = export.ListenAs(ctx, a, socketFile(c))
+	if errors.Is(err, export.ErrInUse) {
+		other := "address"
+		if flag, _, _ := strings.Cut(c.Pos.Flag, " "); flag != "" {
+			other = flag
+		}
+		err = fmt.Errorf("%w (stop it, or use another %s)", err, other)
+	}
+	if err != nil {
 		return nil, place(c.Pos, err)
 	}
 	return l, nil
