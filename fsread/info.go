@@ -114,22 +114,10 @@ func groupOrder(kind string) int {
 	return slices.Index([]string{"data", "data+metadata", "metadata", "system"}, kind)
 }
 
-func kindOf(c *ondisk.Chunk) string {
-	switch {
-	case c.IsData() && c.IsMetadata():
-		return "data+metadata"
-	case c.IsData():
-		return "data"
-	case c.IsMetadata():
-		return "metadata"
-	}
-	return "system"
-}
-
 // group gives the groups that a chunk is one of; nil when it is the first.
 func (i *Info) group(c *ondisk.Chunk) *BlockGroups {
 	for n := range i.Groups {
-		if g := &i.Groups[n]; g.Kind == kindOf(c) && g.Profile == c.Profile() {
+		if g := &i.Groups[n]; g.Kind == c.Kind() && g.Profile == c.Profile() {
 			return g
 		}
 	}
@@ -142,7 +130,7 @@ func (i *Info) addGroup(c *ondisk.Chunk) {
 		g.Bytes += c.Length
 		return
 	}
-	i.Groups = append(i.Groups, BlockGroups{Kind: kindOf(c), Profile: c.Profile(), Chunks: 1, Bytes: c.Length})
+	i.Groups = append(i.Groups, BlockGroups{Kind: c.Kind(), Profile: c.Profile(), Chunks: 1, Bytes: c.Length})
 	slices.SortStableFunc(i.Groups, func(a, b BlockGroups) int {
 		return groupOrder(a.Kind) - groupOrder(b.Kind)
 	})

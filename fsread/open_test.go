@@ -59,9 +59,9 @@ func TestOpenRefuses(t *testing.T) {
 			[]string{"different filesystems", raid1.Manifest.UUID, single.Manifest.UUID, raid1.Devices[0], single.Devices[0]}},
 		{"one device twice", []string{raid1.Devices[0], raid1.Devices[0]}, volume.ErrDevices, []string{"the same device", "devid 1"}},
 		{"a clone", []string{raid1.Devices[0], clone, raid1.Devices[1]}, volume.ErrDevices, []string{"the same device or copies of it", clone}},
-		{"raid1 without a device", raid1.Devices[:1], volume.ErrMissing, []string{"devid 2 (uuid ", "1 of 2 devices given", "add -d", "--degraded: raid1 can be read without"}},
+		{"raid1 without a device", raid1.Devices[:1], volume.ErrMissing, []string{"devid 2 (uuid ", "1 of 2 devices given", "add -d", "--degraded: raid1 can be read with one device"}},
 		{"raid0 without a device", raid0.Devices[1:], volume.ErrMissing, []string{"devid 1 (uuid ", "1 of 2 devices given", "chunk tree", "add -d"}},
-		{"raid0 data without a device", mixed.Devices[1:], volume.ErrMissing, []string{"devid 1 (uuid ", "--degraded: reads of the raid0 chunks"}},
+		{"raid0 data without a device", mixed.Devices[1:], volume.ErrMissing, []string{"devid 1 (uuid ", "and data is raid0: 1/3 of the data cannot be read ("}},
 		{"raid1c3 without two", c3.Devices[:len(c3.Devices)-2], volume.ErrMissing, []string{"are missing", "devid 3", "devid 4"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

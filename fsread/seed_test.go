@@ -105,9 +105,9 @@ func TestSeedsThatAreMissing(t *testing.T) {
 		all   bool // nothing is lost with Degraded
 		opens bool // with Degraded: the roots are on devices that are there
 	}{
-		{"one of the seed's mirrors", pick(plain, 1, 2), volume.ErrMissing, []string{"devid 1 (uuid ", ", a seed device of filesystem ", "2 of 3 devices given", "raid1 can be read without"}, true, true},
+		{"one of the seed's mirrors", pick(plain, 1, 2), volume.ErrMissing, []string{"devid 1 (uuid ", ", a seed device of filesystem ", "2 of 3 devices given", "raid1 can be read with 2 devices"}, true, true},
 		{"both", pick(plain, 2), volume.ErrMissing, []string{"devid 1 (uuid ", "devid 2 (uuid ", "a seed device of filesystem ", "1 of 3"}, false, true},
-		{"the middle of the chain", pick(nested, 0, 2, 3), volume.ErrMissing, []string{"devid 2 (uuid ", ", a seed device of filesystem ", "reads of the single chunks"}, false, true},
+		{"the middle of the chain", pick(nested, 0, 2, 3), volume.ErrMissing, []string{"devid 2 (uuid ", ", a seed device of filesystem ", "data is single: 11 % of the data cannot be read, metadata is single: 2/5 of the metadata"}, false, true},
 		{"a sprout's own device", pick(nested, 0, 1, 2), volume.ErrMissing, []string{"devid 4 (uuid "}, false, true},
 		{"a seed and another filesystem", append(pick(plain, 0, 1), other.Devices[0]), volume.ErrDevices, []string{"belong to different filesystems", other.Manifest.UUID}, false, false},
 		{"a sprout and another's seed", append(pick(plain, 0, 1, 2), nested.Devices[0]), volume.ErrDevices, []string{"belong to different filesystems", plain.Manifest.UUID}, false, false},

@@ -283,6 +283,19 @@ func (c *Chunk) IsMetadata() bool { return c.Type&BlockGroupMetadata != 0 }
 // IsSystem reports whether the chunk holds the chunk tree.
 func (c *Chunk) IsSystem() bool { return c.Type&BlockGroupSystem != 0 }
 
+// Kind names what the chunk is for: data, metadata, system, or data+metadata where both are mixed.
+func (c *Chunk) Kind() string {
+	switch {
+	case c.IsData() && c.IsMetadata():
+		return "data+metadata"
+	case c.IsData():
+		return "data"
+	case c.IsMetadata():
+		return "metadata"
+	}
+	return "system"
+}
+
 // StripeLength returns the bytes that each stripe takes on its device: Length divided by the columns that
 // hold data, in whole rows of StripeLen where there is more than one column or parity. Every address that
 // the chunk maps to lies inside.

@@ -72,9 +72,15 @@ func sameDevice(a, b *ondisk.Superblock) bool {
 }
 
 func differError(d Device, a *ondisk.Superblock, e Device, b *ondisk.Superblock) error {
-	return fmt.Errorf("%w: %s and %s belong to different filesystems: %s and %s (name one filesystem's devices; for several use a configuration file)",
-		ErrDevices, d.Name(), e.Name(), a.FSID, b.FSID)
+	return foreignError(fmt.Sprintf("devices %s and %s belong to different filesystems: %s and %s (name one filesystem's devices; for several use a configuration file)",
+		d.Name(), e.Name(), a.FSID, b.FSID))
 }
+
+// foreignError is ErrDevices in words that say all.
+type foreignError string
+
+func (e foreignError) Error() string { return string(e) }
+func (e foreignError) Unwrap() error { return ErrDevices }
 
 // gate refuses what the filesystem needs and this program lacks; its seeds' flags count as well.
 func (s *Set) gate() error {

@@ -263,6 +263,27 @@ func TestMissingErrorIsShort(t *testing.T) {
 	}
 }
 
+// TestMissingErrorSaysWhatIsLost in words and small fractions, and what to do.
+func TestMissingErrorSaysWhatIsLost(t *testing.T) {
+	one, two := []MissingDevice{{}}, []MissingDevice{{}, {}}
+	for _, c := range []struct {
+		e    MissingError
+		want string
+	}{
+		{MissingError{one, 1, 2, nil, ondisk.RAID1}, ") is missing, 1 of 2 devices given (add -d for it, or --degraded: raid1 can be read with one device)"},
+		{MissingError{two, 2, 4, nil, ondisk.RAID6}, ") are missing, 2 of 4 devices given (add -d for each, or --degraded: raid6 can be read with 2 devices)"},
+		{MissingError{one, 2, 3, []LostKind{{"data", ondisk.RAID0, 100, 300}}, ondisk.RAID1},
+			", 2 of 3 devices given, and data is raid0: 1/3 of the data cannot be read (add -d for it, or --degraded: reads of those parts fail)"},
+		{MissingError{one, 1, 2, []LostKind{{"data", ondisk.Single, 5, 5}, {"metadata", ondisk.Single, 2, 1001}}, ondisk.Single},
+			"and data is single: all of the data cannot be read, metadata is single: less than 1 % of the metadata cannot be read ("},
+		{MissingError{one, 1, 2, []LostKind{{"data+metadata", ondisk.RAID0, 9, 23}}, ondisk.Single}, "data+metadata is raid0: 39 % of the data+metadata cannot be read"},
+	} {
+		if got := c.e.Error(); !strings.Contains(got, c.want) {
+			t.Errorf("got %s\nwant %s", got, c.want)
+		}
+	}
+}
+
 // TestScanWithoutAnswer has a device that hangs, one that fails and one without a superblock: each is an error that
 // names it, and with degraded each is left out.
 func TestScanWithoutAnswer(t *testing.T) {

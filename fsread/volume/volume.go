@@ -3,7 +3,6 @@ package volume
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -177,106 +176,6 @@ func (v *Volume) Missing() []string {
 	return out
 }
 
-// MissingDevice is a device that the chunk tree names.
-type MissingDevice struct {
-	ondisk.DevItem
-	Seed bool // it belongs to a filesystem that this one has sprouted from
-}
-
-func (d MissingDevice) String() string {
-	seed := ""
-	if d.Seed {
-		seed = fmt.Sprintf(", a seed device of filesystem %s", d.FSID)
-	}
-	return fmt.Sprintf("devid %d (uuid %s%s)", d.DevID, d.UUID, seed)
-}
-
-// MissingError names the devices that a filesystem needs and that were not given.
-type MissingError struct {
-	Missing []MissingDevice
-	Given   int
-	Total   int
-	// Lost is set when some chunk has no copy left; Profile is then that chunk's, else the weakest seen.
-	Lost    bool
-	Profile ondisk.Profile
-}
-
-// maxNamed bounds how many devices an error names: on a crafted filesystem any number is missing.
-const maxNamed = 16
-
-func (e *MissingError) Error() string {
-	var names []string
-	for _, d := range e.Missing[:min(len(e.Missing), maxNamed)] {
-		names = append(names, d.String())
-	}
-	what := strings.Join(names, ", ")
-	if more := len(e.Missing) - len(names); more > 0 {
-		what += fmt.Sprintf(" and %d more", more)
-	}
-	verb := "is"
-	if len(e.Missing) > 1 {
-		verb = "are"
-	}
-	remedy := fmt.Sprintf("--degraded: %s can be read without", e.Profile)
-	if e.Lost {
-		remedy = fmt.Sprintf("--degraded: reads of the %s chunks that need it fail, info --degraded says how much that is", e.Profile)
-	}
-	return fmt.Sprintf("%s %s missing, %d of %d devices given (add -d for each, or %s)", what, verb, e.Given, e.Total, remedy)
-}
-
-func (e *MissingError) Unwrap() error { return ErrMissing }
-
-func (v *Volume) missingError(missing []MissingDevice) *MissingError {
-	e := &MissingError{Missing: missing, Total: len(v.members), Given: len(v.members) - len(missing)}
-	for _, c := range v.chunks {
-		lost := c.copies > 0
-		for m := Mirror(1); int(m) <= c.copies && lost; m++ {
-			lost = !c.wholeCopy(m)
-		}
-		if lost && c.code != nil {
-			lost = c.gone() > c.parity()
-		}
-		if lost && !e.Lost {
-			e.Lost, e.Profile = true, c.profile
-		}
-		if !e.Lost && c.copies+c.parity() > 1 && (e.Profile == ondisk.Single || e.Profile == ondisk.DUP) {
-			e.Profile = c.profile
-		}
-	}
-	return e
-}
-
-// wholeCopy says whether every device of copy m is there. RAID10 may lose one device of each pair and
-// still be whole, which a look at one row of each mirror number alone would miss: so each pair counts.
-func (c *chunk) wholeCopy(m Mirror) bool {
-	if c.profile == ondisk.RAID10 {
-		for i := 0; i < len(c.members); i += 2 {
-			if c.members[i].dev == nil && c.members[i+1].dev == nil {
-				return false
-			}
-		}
-		return true
-	}
-	if c.profile == ondisk.RAID0 || c.code != nil {
-		return c.gone() == 0
-	}
-	i := 0
-	if c.copies > 1 {
-		i = int(m) - 1
-	}
-	return c.members[i].dev != nil
-}
-
-// gone counts the chunk's stripes on missing devices.
-func (c *chunk) gone() (n int) {
-	for _, d := range c.members {
-		if d.dev == nil {
-			n++
-		}
-	}
-	return n
-}
-
 // DeviceInfo describes one device of the filesystem.
 type DeviceInfo struct {
 	DevID      devio.DevID
@@ -312,51 +211,6 @@ func (v *Volume) Chunks(f func(start ondisk.Logical, c *ondisk.Chunk)) {
 	for _, c := range v.chunks {
 		f(c.start, &c.Chunk)
 	}
-}
-
-// Unreadable gives how many bytes of the chunk at start have neither a copy on a device that is there nor enough
-// of their row. 0 where there is no such chunk.
-func (v *Volume) Unreadable(start ondisk.Logical) uint64 {
-	c := v.chunks.find(start)
-	if c == nil {
-		return 0
-	}
-	gone, n := c.gone(), len(c.members)
-	switch {
-	case c.copies == 0 && gone > 0:
-		return c.Length
-	case c.profile == ondisk.RAID0:
-		return c.Length / uint64(n) * uint64(gone)
-	case c.profile == ondisk.RAID10:
-		lost := 0
-		for i := 0; i+1 < n; i += 2 {
-			if c.members[i].dev == nil && c.members[i+1].dev == nil {
-				lost++
-			}
-		}
-		return c.Length / uint64(n/2) * uint64(lost)
-	case c.code != nil && gone > c.parity():
-		return c.lostRows(uint64(gone))
-	case c.code == nil && gone == n:
-		return c.Length
-	}
-	return 0
-}
-
-// lostRows counts the bytes of data columns on gone missing devices: after as many rows as there are devices,
-// each device has held as much data as any other.
-func (c *chunk) lostRows(gone uint64) uint64 {
-	n, d := uint64(len(c.members)), uint64(c.data())
-	rows := c.Length / (d * stripeLen)
-	lost := rows / n * d * gone
-	for row := range rows % n {
-		for col := range d {
-			if c.members[(row+col)%n].dev == nil {
-				lost++
-			}
-		}
-	}
-	return lost * stripeLen
 }
 
 // CountLost counts units that were read and can't be used all the same.
