@@ -27,10 +27,10 @@ import (
 // prometheus is a running one that scrapes a server of ours twice a second.
 type prometheus struct{ url string }
 
-// startPrometheus starts it with our rules; the test's end kills it.
-func startPrometheus(ctx context.Context, t *testing.T, target string) *prometheus {
+// startPrometheus starts it with a file of rules; the test's end kills it.
+func startPrometheus(ctx context.Context, t *testing.T, target, rules string) *prometheus {
 	t.Helper()
-	rules, err := filepath.Abs("../../configs/prometheus/btrexport.rules.yml")
+	rules, err := filepath.Abs(rules)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,6 +60,16 @@ func startPrometheus(ctx context.Context, t *testing.T, target string) *promethe
 		return fmt.Sprint(err)
 	}, "<nil>")
 	return p
+}
+
+// metricsAddress is where a server that was told to listen on any TCP port serves its metrics.
+func (s *server) metricsAddress(t *testing.T) string {
+	t.Helper()
+	m := regexp.MustCompile(`addr=http://(\S+)/metrics`).FindStringSubmatch(s.logged())
+	if m == nil {
+		t.Fatalf("no address of the metrics:\n%s", s.logged())
+	}
+	return m[1]
 }
 
 // freeAddress gives one of loopback that nobody listened on a moment ago.
@@ -202,11 +212,8 @@ func TestPrometheus(t *testing.T) {
 		args = append(args, "-e", name+"=/@images/"+name+".raw")
 	}
 	s := serve(t, args...)
-	address := regexp.MustCompile(`addr=http://(\S+)/metrics`).FindStringSubmatch(s.logged())
-	if address == nil {
-		t.Fatalf("no address of the metrics:\n%s", s.logged())
-	}
-	page, err := fetch(ctx, "http://"+address[1]+"/metrics", nil)
+	address := s.metricsAddress(t)
+	page, err := fetch(ctx, "http://"+address+"/metrics", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +223,7 @@ func TestPrometheus(t *testing.T) {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
 	}
 
-	p := startPrometheus(ctx, t, address[1])
+	p := startPrometheus(ctx, t, address, rulesFile)
 	zero := func(metric string) func() string {
 		return func() string {
 			v, err := p.values(ctx, "count(count_over_time("+metric+"[1m]) >= 2)")
