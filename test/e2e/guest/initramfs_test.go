@@ -63,14 +63,18 @@ func (r *tree) add(t *testing.T, name, path string) {
 
 var libraryLine = regexp.MustCompile(`(?m)(/\S+) \(0x`)
 
-// addProgram adds a program of this host with its libraries.
+// addProgram adds a program of this host with its libraries: one of a path in its place, another one in /bin.
 func (r *tree) addProgram(ctx context.Context, t *testing.T, name string) {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.add(t, "bin/"+name, path)
+	to := "bin/" + name
+	if filepath.IsAbs(name) {
+		to = name[1:]
+	}
+	r.add(t, to, path)
 	for _, m := range libraryLine.FindAllStringSubmatch(must(ctx, t, "ldd", path), -1) {
 		r.add(t, m[1][1:], m[1])
 	}

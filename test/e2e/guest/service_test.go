@@ -1,0 +1,48 @@
+//go:build linux
+
+package guest
+
+import (
+	"testing"
+
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
+)
+
+// TestService: in a guest, systemd runs the units as they are shipped. With no more than btrexport-attach@nbd0.service
+// leaves it attach gets the device, READY comes when that can be used, a server that is started again and a crash of attach
+// go unnoticed, a stop detaches. btrexport.service reads disks by its group, and the kernel lets nobody write to them who
+// runs where it does. testdata/service.sh and testdata/trial.sh are the guest's side.
+func TestService(t *testing.T) {
+	const systemd = "/lib/systemd/systemd"
+	need(t, "systemctl", systemd)
+	ctx := bounded(t)
+	m, err := fsreadtest.ReadManifest("../../../cmd/btrexport/sample", "sample")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := fileSum(t, m, "@images/vm1.raw")
+	dir := t.TempDir()
+	must(ctx, t, program(t), "sample", dir)
+	s := newServer(t, "-d", dir+"/disk0.img", "-d", dir+"/disk1.img", "-e", "vm1=/@images/vm1.raw")
+
+	r := newTree(t, "service.sh")
+	r.add(t, "bin/btrexport", program(t))
+	r.add(t, "trial", "testdata/trial.sh")
+	for _, unit := range []string{"btrexport-attach@.service", "btrexport.service"} {
+		r.add(t, unit, "../../../configs/systemd/"+unit)
+	}
+	r.addProgram(ctx, t, systemd)
+	r.addProgram(ctx, t, "systemctl")
+	r.files["uri"] = []byte("nbd://10.0.2.2:" + s.Port + "/")
+	got := boot(ctx, t, r.write(t), map[string]func(){"kill": s.kill, "start": s.start},
+		append(network(), drives([]string{dir + "/disk0.img", dir + "/disk1.img", dir + "/disk1.img"})...)...)
+
+	const sectors = "32768" // of 512 bytes
+	got.check(t, map[string]string{
+		"started": "0", "size": sectors, "sum": sum, "ro": "1",
+		"caps": "0000000000200000", "seccomp": "2", "privileges": "1", // CAP_SYS_ADMIN; a filter
+		"restart": sum, "crashed": "1 " + sectors, "crashed-sum": sum,
+		"detached": "success 0", "stop": "0 success 0", "wrong": "1 2 0",
+		"outside": "written", "server": "0 active", "opened": "vda read vdc read", "server-sum": sum, "reload": "0 active", "server-stop": "0 success", "end": "",
+	})
+}
