@@ -17,6 +17,7 @@ const (
 	Test    Place = "go test"
 	E2E     Place = "e2e"
 	CI      Place = "ci"
+	Trial   Place = "trial"
 	Nowhere Place = "nowhere"
 )
 
@@ -134,10 +135,12 @@ func (f *finder) mark(n int, word, rest string) {
 		f.block.Place, f.block.Reason = Nowhere, rest
 	case rest == "e2e":
 		f.block.Place = E2E
+	case rest == "trial":
+		f.block.Place = Trial
 	case rest == "demo" || rest == "test":
 		f.block.Place, f.block.Reason = CI, rest
 	default:
-		f.bad(n, "unknown mark %q: e2e, demo or test", "run: "+rest)
+		f.bad(n, "unknown mark %q: e2e, trial, demo or test", "run: "+rest)
 	}
 }
 
