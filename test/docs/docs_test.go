@@ -63,9 +63,10 @@ func TestFind(t *testing.T) {
 		"<!-- first: mkdir a -->", "<!-- run: e2e -->", "", "```sh", "a", "b", "```", // 8
 		"* list", "  <!-- not run: it needs a cluster -->", "  ~~~console", "  $ three &", "  ~~~", // 15
 		"```yaml", "$ no", "```", // 20
+		"<!-- run: trial -->", "```sh", "four", "```", // 23
 	}, "\n")
 	blocks, err := Find("p.md", text)
-	if err != nil || len(blocks) != 3 {
+	if err != nil || len(blocks) != 4 {
 		t.Fatalf("%d blocks, %v", len(blocks), err)
 	}
 	for i, want := range []struct {
@@ -77,6 +78,7 @@ func TestFind(t *testing.T) {
 		{1, Test, []string{"one \\\n  more", "two   # a comment"}, []string{"shown"}},
 		{11, E2E, []string{"mkdir a", "(set -euo pipefail\na\nb\n)"}, nil},
 		{17, Nowhere, []string{"three &"}, nil},
+		{24, Trial, []string{"(set -euo pipefail\nfour\n)"}, nil},
 	} {
 		b := blocks[i]
 		var got []string
