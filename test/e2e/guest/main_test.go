@@ -1,8 +1,8 @@
 //go:build linux
 
 // Package guest runs a Debian kernel in QEMU, by software emulation, against our server on this host: our own
-// attach and nbd-client put an export at /dev/nbdN there, and a machine boots from an image inside a btrfs. And our
-// program reads there from devices that the guest's kernel lets fail.
+// attach and nbd-client put an export at /dev/nbdN there, also as a service of systemd, and a machine boots from an
+// image inside a btrfs. And our program reads there from devices that the guest's kernel lets fail.
 //
 //	kernel_test.go     a kernel package of Debian's, and the modules that the guest needs
 //	initramfs_test.go  the guest's first filesystem: busybox, our binary, a script
