@@ -6,27 +6,24 @@ import (
 	"time"
 )
 
-// connWindow bounds the shared bytes in flight of one connection, but for two requests that are longer together. More
-// makes nothing faster where a disk answers within some milliseconds, and what no longer fits into the processor's cache
-// costs a third of the throughput.
-const connWindow = 4 << 20
-
 // budget bounds the bytes in flight of the whole server. Each connection has a floor of its
 // own that nobody can take from it; what does not fit there comes from a pool that all share,
 // first come first served. So a client that takes no replies holds at most the pool, and the
 // small reads of all others go on.
 type budget struct {
-	floor int64         // immutable; of each connection
-	total int64         // immutable; of the pool
-	stall time.Duration // immutable
+	floor int64            // immutable; of each connection
+	total int64            // immutable; of the pool
+	stall time.Duration    // immutable
+	clock func() time.Time // immutable
 
-	mu    sync.Mutex
-	free  int64    // guarded by mu; of the pool
-	queue []*share // guarded by mu; who waits for the pool, oldest first
+	mu     sync.Mutex
+	free   int64    // guarded by mu; of the pool
+	queue  []*share // guarded by mu; who waits for the pool, oldest first
+	window window   // guarded by mu; of each connection
 }
 
 func newBudget(total, floor int64, stall time.Duration) *budget {
-	return &budget{floor: floor, total: total, free: total, stall: stall}
+	return &budget{floor: floor, total: total, free: total, stall: stall, clock: time.Now}
 }
 
 // charge is what one read holds, in bytes: of its connection's floor or of the pool.
@@ -79,7 +76,7 @@ func (s *share) tryPool(n int64) bool {
 }
 
 // mayHold tells whether the connection's own bound allows n more bytes. b.mu must be held.
-func (s *share) mayHold(n int64) bool { return s.pool == 0 || s.pool+n <= max(connWindow, 2*n) }
+func (s *share) mayHold(n int64) bool { return s.pool == 0 || s.pool+n <= max(s.b.window.bytes(), 2*n) }
 
 // try charges n bytes without waiting, and never past others who wait for the pool.
 func (s *share) try(n int64) (charge, bool) {
@@ -157,8 +154,12 @@ func (s *share) give(c charge) {
 	if !s.closed {
 		s.pool -= c.pool
 		s.b.free += c.pool
+		s.b.window.add(c.pool, s.b.clock)
 	}
 	s.b.serve()
+	if s.b.free == s.b.total && s.own.Load() == 0 {
+		s.b.window.idle()
+	}
 }
 
 // close gives the pool back all that is still charged. What is given later counts no more:

@@ -147,16 +147,18 @@ func TestBudgetClose(t *testing.T) {
 func TestBudgetWindow(t *testing.T) {
 	for _, tt := range []struct {
 		n    int64
+		far  bool
 		want int
-	}{{256 << 10, 16}, {1 << 20, 4}, {3 << 20, 2}, {8 << 20, 2}} {
+	}{{256 << 10, false, 6}, {1 << 20, false, 2}, {8 << 20, false, 2}, {256 << 10, true, 16}, {1 << 20, true, 4}, {3 << 20, true, 2}, {8 << 20, true, 2}} {
 		b := newBudget(64<<20, 0, time.Hour)
+		b.window.far = tt.far
 		for range 2 {
 			s, got := b.newShare(), 0
 			for _, ok := s.try(tt.n); ok; _, ok = s.try(tt.n) {
 				got++
 			}
 			if got != tt.want {
-				t.Errorf("%d requests of %d KiB in flight, want %d", got, tt.n>>10, tt.want)
+				t.Errorf("%d requests of %d KiB in flight, far %v, want %d", got, tt.n>>10, tt.far, tt.want)
 			}
 		}
 	}
