@@ -55,7 +55,7 @@ type Filesystem struct {
 	IOEngine     string        // "auto", "io_uring" or "pread"
 	AllowMounted bool          // read devices that are mounted read-write
 	IgnoreLog    bool          // show the last commit of a filesystem that was not unmounted
-	SlowRead     time.Duration // the next copy is asked when a device has taken as long
+	SlowRead     time.Duration // the next copy is asked when a device has taken as long; below 0: never
 	Generation   uint64        // of an older state to open; 0: not asked for. Flags alone give it, as BackupRoot
 	BackupRoot   int           // 1 + the superblock's slot of an older state; 0: not asked for
 	Pos          Pos           // of the name

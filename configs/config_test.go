@@ -120,7 +120,7 @@ listen: ["tcp://[::1]:99", "unix:///run/a?b.sock?mode=0640&user=u&group=7"]
 metrics: {listen: "unix:///run/m.sock"}
 filesystems:
 - {name: a, devices: [disk.img], degraded: true, direct_io: false, workers: 3, cache: 1MB, io_engine: pread, allow_mounted: true, ignore_log: true, slow_read: 250ms}
-- {name: "10", devices: [/dev/sdd]}
+- {name: "10", devices: [/dev/sdd], slow_read: never}
 exports:
 - {name: x y, filesystem: "10", subvol: "@s", path: /p, description: "two\nlines", round_up: 4KiB, tls: allow,
    allow: [10.0.0.0/8, 192.0.2.1, "::ffff:10.1.0.0/112", "2001:db8::/32", "::1", uid:0, uid:4294967294, gid:6, "name:a b:c"]}
@@ -139,7 +139,7 @@ limits: {connections: 7, connections_per_address: 3, handshake: 1m30s, idle: 1h,
 		Metrics: &Listen{Network: "unix", Address: "/run/m.sock"},
 		Filesystems: []Filesystem{
 			{Name: "a", Devices: []Device{{Path: "disk.img"}}, Degraded: true, Workers: 3, Cache: 1e6, IOEngine: "pread", AllowMounted: true, IgnoreLog: true, SlowRead: 250 * time.Millisecond},
-			{Name: "10", Devices: []Device{{Path: "/dev/sdd"}}, DirectIO: true, Cache: 64 << 20, IOEngine: "auto", SlowRead: time.Second},
+			{Name: "10", Devices: []Device{{Path: "/dev/sdd"}}, DirectIO: true, Cache: 64 << 20, IOEngine: "auto", SlowRead: -1},
 		},
 		Exports: []Export{
 			{Name: "x y", Filesystem: "10", Subvol: "/@s", Path: "/p", Description: "two\nlines", RoundUp: 4096, TLS: "allow", Allow: Access{

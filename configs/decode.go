@@ -71,7 +71,7 @@ func (d *decoder) filesystem(key string, n *node) Filesystem {
 		{name: "io_engine", read: d.choice(&f.IOEngine, "auto", "io_uring", "pread")},
 		{name: "allow_mounted", read: d.boolean(&f.AllowMounted)},
 		{name: "ignore_log", read: d.boolean(&f.IgnoreLog)},
-		{name: "slow_read", read: d.duration(&f.SlowRead, time.Millisecond)},
+		{name: "slow_read", read: d.durationOrNever(&f.SlowRead, time.Millisecond)},
 	})
 	return f
 }
@@ -293,6 +293,18 @@ func (d *decoder) duration(dst *time.Duration, least time.Duration) reader {
 			return
 		}
 		*dst = v
+	}
+}
+
+// durationOrNever reads a duration, or the word never, which becomes one below 0.
+func (d *decoder) durationOrNever(dst *time.Duration, least time.Duration) reader {
+	read := d.duration(dst, least)
+	return func(key string, n *node) {
+		if n.scalar() && n.value == "never" {
+			*dst = -1
+			return
+		}
+		read(key, n)
 	}
 }
 

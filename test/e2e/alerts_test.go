@@ -55,7 +55,7 @@ func TestAlerts(t *testing.T) {
 	sample, config := t.TempDir(), filepath.Join(t.TempDir(), "btrexport.yaml")
 	must(ctx, t, program(t, plainBinary), "sample", sample)
 	text := func(second string) string {
-		return "filesystems:\n" + strings.Replace(filesystemYAML("sick", false, d.paths(t, false)...), "{", "{slow_read: 1m, ", 1) + second +
+		return "filesystems:\n" + strings.Replace(filesystemYAML("sick", false, d.paths(t, false)...), "{", "{slow_read: never, ", 1) + second +
 			"exports:\n" + exportYAML("sick", d.files[0])
 	}
 	half := filesystemYAML("half", true, sample+"/disk0.img")
