@@ -21,10 +21,10 @@ type observer struct {
 	gone     []int
 	rough    bool // devices may fail so often that they are doubted: counts are not exact then
 	clients  map[*file]*nbdclient.Client
-	inflated map[int64]bool  // compressed extents that the server holds, by logical address
-	streak   []int           // by device: reads that failed since one was good, or more
-	calm     [][]calm        // by device
-	ends     map[ending]bool // of all reads so far
+	inflated map[int64]bool    // compressed extents that the server holds, by logical address
+	streak   []int             // by device: reads that failed since one was good, or more
+	calm     [][]position      // by device: the blocks whose own column is good
+	ends     map[position]bool // where reads ended: one that begins there has the server read ahead
 
 	failed, retried         []float64 // by device: checksum failures of data, retries; of copies the most there can be
 	repaired, lost, refused float64
@@ -32,14 +32,8 @@ type observer struct {
 	shape row // of any block of data
 }
 
-// calm is a block whose own column is good.
-type calm struct {
-	f   *file
-	off int
-}
-
-// ending is where a read ended: another one that begins there has the server read ahead.
-type ending struct {
+// position is a byte of a file.
+type position struct {
 	f   *file
 	off int
 }
@@ -57,13 +51,13 @@ func (w *wreck) observe(ctx context.Context, t *testing.T, gone []int) *observer
 	}
 	n := len(w.images)
 	o := &observer{w: w, s: serve(t, append(args, exports(list)...)...), gone: gone, clients: make(map[*file]*nbdclient.Client),
-		inflated: make(map[int64]bool), ends: make(map[ending]bool), rough: len(gone) > 0, streak: make([]int, n), calm: make([][]calm, n), failed: make([]float64, n), retried: make([]float64, n)}
+		inflated: make(map[int64]bool), ends: make(map[position]bool), rough: len(gone) > 0, streak: make([]int, n), calm: make([][]position, n), failed: make([]float64, n), retried: make([]float64, n)}
 	o.shape, _ = w.row(w.file(victim).extents[0].logical)
 	for _, f := range w.files {
 		o.clients[f] = o.s.dial(ctx, t, f.name)
 		for d := range n {
 			for _, off := range w.blocks(f, d, func(r row, own int) bool { return !w.hurt[r.columns[own]] }) {
-				o.calm[d] = append(o.calm[d], calm{f, off})
+				o.calm[d] = append(o.calm[d], position{f, off})
 			}
 		}
 	}
@@ -102,7 +96,7 @@ func (o *observer) read(t *testing.T, f *file, off int, buf []byte) {
 		return
 	}
 	o.soothe(t)
-	o.ends[ending{f, off + len(buf)}] = true
+	o.ends[position{f, off + len(buf)}] = true
 	lost := o.expect(f, off, len(buf))
 	if lost {
 		o.refused++
@@ -139,11 +133,11 @@ func (o *observer) soothe(t *testing.T) {
 			continue
 		}
 		c := o.calm[d][o.w.rng.IntN(len(o.calm[d]))]
-		for tries := 0; o.ends[ending{c.f, c.off}] && tries < 100; tries++ {
+		for tries := 0; o.ends[c] && tries < 100; tries++ {
 			c = o.calm[d][o.w.rng.IntN(len(o.calm[d]))]
 		}
-		o.ends[ending{c.f, c.off + sector}] = true
 		b := buf[:min(sector, len(c.f.want)-c.off)]
+		o.ends[position{c.f, c.off + len(b)}] = true
 		if _, err := o.clients[c.f].ReadAt(b, int64(c.off)); err != nil || !bytes.Equal(b, c.f.want[c.off:][:len(b)]) {
 			t.Fatalf("%s offset %d: error %v; %s", c.f.path, c.off, err, diff(b, c.f.want[c.off:][:len(b)]))
 		}
