@@ -54,9 +54,9 @@ func TestAlerts(t *testing.T) {
 	d := makeFaulty(ctx, t, rng, kernelfs.Options{Devices: 2, Data: "raid1", Metadata: "raid1"})
 	sample, config := t.TempDir(), filepath.Join(t.TempDir(), "btrexport.yaml")
 	must(ctx, t, program(t, plainBinary), "sample", sample)
+	first := fmt.Sprintf("  - {name: sick, slow_read: never, devices: [%s]}\n", strings.Join(d.paths(t, false), ", "))
 	text := func(second string) string {
-		return "filesystems:\n" + strings.Replace(filesystemYAML("sick", false, d.paths(t, false)...), "{", "{slow_read: never, ", 1) + second +
-			"exports:\n" + exportYAML("sick", d.files[0])
+		return "filesystems:\n" + first + second + "exports:\n" + exportYAML("sick", d.files[0])
 	}
 	half := filesystemYAML("half", true, sample+"/disk0.img")
 	writeConfig(t, config, text(half))
