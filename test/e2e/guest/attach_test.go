@@ -5,11 +5,11 @@ package guest
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/btrexport/btrexport/export/tlstest"
-	"github.com/btrexport/btrexport/fsread/fsreadtest"
 )
 
 // TestAttach: in a guest with Debian's kernel, nbd-client and our own attach each put an export at /dev/nbd0,
@@ -18,14 +18,8 @@ import (
 func TestAttach(t *testing.T) {
 	need(t, "nbd-client")
 	ctx := bounded(t)
-	m, err := fsreadtest.ReadManifest("../../../cmd/btrexport/sample", "sample")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := fileSum(t, m, "@images/vm1.raw")
-	dir := t.TempDir()
-	must(ctx, t, program(t), "sample", dir)
-	s := newServer(t, "-d", dir+"/disk0.img", "-d", dir+"/disk1.img", "-e", "vm1=/@images/vm1.raw", "-e", "other=/@images/plain.raw")
+	disks, sum := writeSample(ctx, t)
+	s := newServer(t, "-d", disks[0], "-d", disks[1], "-e", "vm1=/@images/vm1.raw", "-e", "other=/@images/plain.raw")
 
 	r := newTree(t, "attach.sh")
 	r.add(t, "bin/btrexport", program(t))
@@ -66,25 +60,21 @@ func TestAttach(t *testing.T) {
 func TestAttachTLS(t *testing.T) {
 	need(t)
 	ctx := bounded(t)
-	m, err := fsreadtest.ReadManifest("../../../cmd/btrexport/sample", "sample")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := fileSum(t, m, "@images/vm1.raw")
-	dir, pki := t.TempDir(), tlstest.PKI(t)
-	must(ctx, t, program(t), "sample", dir)
+	disks, sum := writeSample(ctx, t)
+	pki := tlstest.PKI(t)
 	config := fmt.Sprintf(`
 tls: {mode: require, certificate: %[1]s/server-cert.pem, key: %[1]s/server-key.pem, client_ca: %[1]s/ca-cert.pem}
 filesystems:
-  - {name: demo, devices: [%[2]s/disk0.img, %[2]s/disk1.img]}
+  - {name: demo, devices: [%[2]s, %[3]s]}
 exports:
   - {name: vm1, subvol: "@images", path: /vm1.raw, allow: ["name:vm-host-1"]}
   - {name: other, subvol: "@images", path: /plain.raw, allow: ["name:vm-host-10"]}
-`, pki, dir)
-	if err := os.WriteFile(dir+"/c.yaml", []byte(config), 0o600); err != nil {
+`, pki, disks[0], disks[1])
+	path := filepath.Join(t.TempDir(), "btrexport.yaml")
+	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := newServer(t, "-c", dir+"/c.yaml")
+	s := newServer(t, "-c", path)
 
 	r := newTree(t, "attachtls.sh")
 	r.add(t, "bin/btrexport", program(t))

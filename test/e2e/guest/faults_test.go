@@ -18,10 +18,6 @@ import (
 func TestFaults(t *testing.T) {
 	need(t, "dmsetup")
 	ctx := bounded(t)
-	sample, err := fsreadtest.ReadManifest("../../../cmd/btrexport/sample", "sample")
-	if err != nil {
-		t.Fatal(err)
-	}
 	raid5 := fsreadtest.Load(t, "raid5")
 	got := boot(ctx, t, faultyTree(ctx, t), nil, drives(raid5.Devices)...)
 
@@ -38,7 +34,7 @@ func TestFaults(t *testing.T) {
 		"raid5-error":       {"1 bad 0 unreadable 162", "bad-copy 65536+131072 input/output error"},
 		"raid5-misdirected": {"1 bad 162 unreadable 0", "bad-copy 65536+131072 crc32c is "},
 	}
-	got.checkCopies(t, fileSum(t, sample, "@images/plain.raw"), mirrored)
+	got.checkCopies(t, fileSum(t, sampleManifest(t), "@images/plain.raw"), mirrored)
 	got.checkCopies(t, fileSum(t, raid5.Manifest, "rotations"), striped)
 	got.check(t, map[string]string{
 		"medium-direct": "1", "delay-fired": "yes", "raid5-delay-fired": "yes",

@@ -4,6 +4,7 @@ package guest
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/btrexport/btrexport/fsread/fsreadtest"
 )
 
 // server is "btrexport serve" on one port of this host, again and again.
@@ -32,6 +35,23 @@ func newServer(t *testing.T, args ...string) *server {
 	s.start()
 	t.Cleanup(s.kill)
 	return s
+}
+
+// writeSample writes the images of the embedded sample, and gives the SHA-256 of its /@images/vm1.raw.
+func writeSample(ctx context.Context, t *testing.T) (disks []string, sum string) {
+	t.Helper()
+	dir := t.TempDir()
+	must(ctx, t, program(t), "sample", dir)
+	return []string{dir + "/disk0.img", dir + "/disk1.img"}, fileSum(t, sampleManifest(t), "@images/vm1.raw")
+}
+
+func sampleManifest(t *testing.T) *fsreadtest.Manifest {
+	t.Helper()
+	m, err := fsreadtest.ReadManifest("../../../cmd/btrexport/sample", "sample")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
 }
 
 // freePort is a port that nobody listens on, and that a server can take again after it was killed.

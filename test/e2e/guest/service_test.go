@@ -2,11 +2,7 @@
 
 package guest
 
-import (
-	"testing"
-
-	"github.com/btrexport/btrexport/fsread/fsreadtest"
-)
+import "testing"
 
 // TestService: in a guest, systemd runs the units as they are shipped. With no more than btrexport-attach@nbd0.service
 // leaves it attach gets the device, READY comes when that can be used, a server that is started again and a crash of attach
@@ -16,14 +12,8 @@ func TestService(t *testing.T) {
 	const systemd = "/lib/systemd/systemd"
 	need(t, "systemctl", systemd)
 	ctx := bounded(t)
-	m, err := fsreadtest.ReadManifest("../../../cmd/btrexport/sample", "sample")
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := fileSum(t, m, "@images/vm1.raw")
-	dir := t.TempDir()
-	must(ctx, t, program(t), "sample", dir)
-	s := newServer(t, "-d", dir+"/disk0.img", "-d", dir+"/disk1.img", "-e", "vm1=/@images/vm1.raw")
+	disks, sum := writeSample(ctx, t)
+	s := newServer(t, "-d", disks[0], "-d", disks[1], "-e", "vm1=/@images/vm1.raw")
 
 	r := newTree(t, "service.sh")
 	r.add(t, "bin/btrexport", program(t))
@@ -35,7 +25,7 @@ func TestService(t *testing.T) {
 	r.addProgram(ctx, t, "systemctl")
 	r.files["uri"] = []byte("nbd://10.0.2.2:" + s.Port + "/")
 	got := boot(ctx, t, r.write(t), map[string]func(){"kill": s.kill, "start": s.start},
-		append(network(), drives([]string{dir + "/disk0.img", dir + "/disk1.img", dir + "/disk1.img"})...)...)
+		append(network(), drives(append(disks, disks[1]))...)...)
 
 	const sectors = "32768" // of 512 bytes
 	got.check(t, map[string]string{
