@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/btrexport/btrexport/devio"
 	"github.com/btrexport/btrexport/fsread/btree"
@@ -109,11 +110,6 @@ func (fs *FS) Usage(ctx context.Context) (Info, error) {
 	return i, nil
 }
 
-// groupOrder is data, metadata, system: what a reader looks for first comes first.
-func groupOrder(kind string) int {
-	return slices.Index([]string{"data", "data+metadata", "metadata", "system"}, kind)
-}
-
 // group gives the groups that a chunk is one of; nil when it is the first.
 func (i *Info) group(c *ondisk.Chunk) *BlockGroups {
 	for n := range i.Groups {
@@ -131,9 +127,7 @@ func (i *Info) addGroup(c *ondisk.Chunk) {
 		return
 	}
 	i.Groups = append(i.Groups, BlockGroups{Kind: c.Kind(), Profile: c.Profile(), Chunks: 1, Bytes: c.Length})
-	slices.SortStableFunc(i.Groups, func(a, b BlockGroups) int {
-		return groupOrder(a.Kind) - groupOrder(b.Kind)
-	})
+	slices.SortStableFunc(i.Groups, func(a, b BlockGroups) int { return strings.Compare(a.Kind, b.Kind) })
 }
 
 // Degraded says whether a device is missing.

@@ -283,7 +283,8 @@ func (c *Chunk) IsMetadata() bool { return c.Type&BlockGroupMetadata != 0 }
 // IsSystem reports whether the chunk holds the chunk tree.
 func (c *Chunk) IsSystem() bool { return c.Type&BlockGroupSystem != 0 }
 
-// Kind names what the chunk is for: data, metadata, system, or data+metadata where both are mixed.
+// Kind names what the chunk is for: data, data+metadata where both are mixed, metadata or system. Sorted by name, what
+// a reader looks for first comes first.
 func (c *Chunk) Kind() string {
 	switch {
 	case c.IsData() && c.IsMetadata():
