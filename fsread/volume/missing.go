@@ -40,11 +40,11 @@ type LostKind struct {
 }
 
 func (l LostKind) String() string {
-	return fmt.Sprintf("%s is %s: %s of the %[1]s cannot be read", l.Kind, l.Profile, share(l.Bytes, l.Of))
+	return fmt.Sprintf("%s is %s: %s of the %[1]s cannot be read", l.Kind, l.Profile, fraction(l.Bytes, l.Of))
 }
 
-// share is lost of all in words, lost being above 0: 2/3, or in percent where that is no small fraction.
-func share(lost, all uint64) string {
+// fraction is lost of all in words, lost being above 0: 2/3, or in percent where that is no small fraction.
+func fraction(lost, all uint64) string {
 	const small = 16
 	a, b := lost, all
 	for b > 0 {

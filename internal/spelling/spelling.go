@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// Longest is from what length on names are not compared, in bytes: it would cost more than it helps.
-const Longest = 256
+// longest is from what length on names are not compared, in bytes: it would cost more than it helps.
+const longest = 256
 
 // Nearest gives the name that word is most likely a slip of; false where none is like it. Two thirds of the letters must
 // be right; capitals count as small letters.
@@ -30,7 +30,7 @@ type Search struct {
 // For begins a search.
 func For(word string) *Search {
 	s := &Search{}
-	if len(word) < Longest {
+	if len(word) < longest {
 		s.word = []rune(strings.ToLower(word))
 	}
 	return s
@@ -38,7 +38,7 @@ func For(word string) *Search {
 
 // Add looks at another name.
 func (s *Search) Add(name string) {
-	if len(s.word) == 0 || len(name) >= Longest {
+	if len(s.word) == 0 || len(name) >= longest {
 		return
 	}
 	n := utf8.RuneCountInString(name)

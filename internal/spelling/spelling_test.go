@@ -8,11 +8,11 @@ import (
 )
 
 func TestNearest(t *testing.T) {
-	names := []string{"name", "devices", "degraded", "direct_io", "workers", "cache", "path", "Größe", strings.Repeat("n", Longest)}
+	names := []string{"name", "devices", "degraded", "direct_io", "workers", "cache", "path", "Größe", strings.Repeat("n", longest)}
 	for word, want := range map[string]string{
 		"nmae": "name", "device": "devices", "Devices": "devices", "DEVICES": "devices", "directio": "direct_io", "worker": "workers",
 		"cahce": "cache", "pth": "path", "paht": "path", "größe": "Größe", "grösse": "Größe",
-		"x": "", "": "", "zzzzzzz": "", "dev": "", strings.Repeat("n", Longest): "",
+		"x": "", "": "", "zzzzzzz": "", "dev": "", strings.Repeat("n", longest): "",
 	} {
 		if got, ok := Nearest(word, names); got != want || ok != (want != "") {
 			t.Errorf("Nearest(%q) = %q, %v, want %q", word, got, ok, want)
