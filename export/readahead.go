@@ -12,8 +12,9 @@ const (
 	// requests make one.
 	aheadStreams, aheadRun = 4, 3
 	// aheadLongest is the longest request that is helped, aheadDeep how many bytes a client may have under
-	// way that still needs help: others keep the disks busy by themselves.
-	aheadLongest, aheadDeep = 1 << 20, 512 << 10
+	// way that still needs help: others keep the disks busy by themselves. For so many requests aheadDeepFor remembers that
+	// one had more: where reads come at once, few are under way, whatever the client asks for.
+	aheadLongest, aheadDeep, aheadDeepFor = 1 << 20, 512 << 10, 512
 	// aheadPiece is how much is read ahead at a time, about; aheadFirst how far a stream is ahead at its
 	// beginning, and aheadWindow how much a connection may hold.
 	aheadPiece, aheadFirst, aheadWindow = 512 << 10, 1 << 20, 4 << 20
@@ -28,7 +29,8 @@ type readAhead struct {
 	t       *transmission // immutable
 	streams [aheadStreams]stream
 	last    *stream // of the batch's last request that went on with one; nil: none did
-	clock   uint64
+	clock   uint64  // requests so far
+	shallow uint64  // by clock, when a client that had many bytes under way is thought to have fewer
 	reads   []*Read // to be submitted with the batch
 	some    bool    // there may be pieces
 	flying  sync.WaitGroup
@@ -140,8 +142,13 @@ func (a *readAhead) has(s Span) bool {
 // plan gives the reads to be submitted with the batch, valid until the next one: those of cache, and what the window
 // of the stream that the client is on lacks. requests is how many it waits for.
 func (a *readAhead) plan(requests int) []*Read {
-	if s := a.last; s != nil && s.run >= aheadRun && s.length <= aheadLongest && (requests < 2 || uint64(requests)*s.length <= aheadDeep) {
-		a.extend(s)
+	if s := a.last; s != nil {
+		if requests > 1 && uint64(requests)*s.length > aheadDeep {
+			a.shallow = a.clock + aheadDeepFor
+		}
+		if s.run >= aheadRun && s.length <= aheadLongest && a.clock >= a.shallow {
+			a.extend(s)
+		}
 	}
 	reads := a.reads
 	a.last, a.reads = nil, a.reads[:0]

@@ -87,6 +87,44 @@ func TestNoReadAhead(t *testing.T) {
 	}
 }
 
+// TestReadAheadAfterDeep: who had many requests under way needs no help when reads come so fast that only one is left at a time,
+// but for one that goes on so.
+func TestReadAheadAfterDeep(t *testing.T) {
+	const length = 64 << 10
+	data := pattern()[:2<<20]
+	f := &fakeFile{data: data}
+	fx := start(t, Options{Exports: []Export{{Name: "d", File: f}}})
+	c := fx.ready("d")
+	asked := uint64(0)
+	ask := func(n uint64) {
+		var b []byte
+		for i := range n {
+			b = append(b, readRequest(i, (asked+i)*length%uint64(len(data)), length)...)
+		}
+		c.put(b)
+		for i := range n {
+			at := (asked + i) * length % uint64(len(data))
+			c.wantAnswer(i, 0, data[at:at+length])
+		}
+		asked += n
+	}
+	for asked < 2*aheadDeepFor {
+		ask(12)
+		for range 50 {
+			ask(1)
+		}
+	}
+	if got := f.reads.Load(); got != int64(asked) {
+		t.Errorf("%d reads of a client that goes deep now and then, want %d", got, asked)
+	}
+	for range 2 * aheadDeepFor {
+		ask(1)
+	}
+	if got := uint64(f.reads.Load()); got > asked-aheadDeepFor/2 {
+		t.Errorf("%d reads for %d requests: nothing was read ahead of who does no more", got, asked)
+	}
+}
+
 // TestReadAheadRandom mixes streams, jumps and CACHE on files with holes and losses: every read gets its bytes, or an error if and
 // only if it asks for a lost one.
 func TestReadAheadRandom(t *testing.T) {
@@ -117,7 +155,7 @@ func TestReadAheadRandom(t *testing.T) {
 	for round := range 400 {
 		asks := make(map[uint64]ask)
 		var b []byte
-		at, length := &streams[rng.IntN(len(streams))], uint64(1)<<(9+rng.IntN(9))
+		at, length := &streams[rng.IntN(len(streams))], uint64(1)<<(9+rng.IntN(8)) // 8 of the longest are not too deep
 		for range rng.IntN(8) + 1 {
 			if *at >= uint64(len(data)) {
 				*at = 0
