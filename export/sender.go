@@ -15,7 +15,7 @@ const (
 	// for replies of many chunks.
 	maxIovecs = 4 * maxRequests
 	// gatherBytes is how much may wait for the end of Submit. More is sent at once, while it
-	// is warm in the cache and so that the client has something to do.
+	// is warm in the cache and so that the client has something to do. A reply of that size is long.
 	gatherBytes = 64 << 10
 	// flushRounds bounds the writevs of a completer in a row: it has a disk to look after.
 	flushRounds = 4
@@ -94,15 +94,15 @@ func (s *sender) push(q *request) {
 
 // afterDone decides who sends a read that just ended. A batch in Submit is gathered until the
 // reader flushes. Else the last read outstanding is sent by whoever completed it; while others
-// are outstanding the writer goroutine is woken, and sends what has gathered when it runs. mu
-// must be held.
+// are outstanding the writer goroutine is woken, and sends what has gathered when it runs: inside
+// Submit only a long reply, so that one core sends while another one reads on. mu must be held.
 func (s *sender) afterDone(q *request) next {
 	switch {
 	case s.writing:
 		return leave
 	case s.broken == nil && s.gathering == q.batch && s.queued < gatherBytes:
 		return leave
-	case s.broken == nil && s.gathering != q.batch && s.atFile > 0:
+	case s.broken == nil && s.atFile > 0 && (s.gathering != q.batch || q.size >= gatherBytes):
 		return handOff
 	}
 	s.writing = true
