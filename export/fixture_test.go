@@ -269,6 +269,16 @@ func (fx *fixture) dial() *rawConn {
 	return &rawConn{Conn: conn, t: fx.t}
 }
 
+// waitForDrain returns when every connection knows of the shutdown: what is asked then is refused.
+func (fx *fixture) waitForDrain() {
+	fx.t.Helper()
+	waitFor(fx.t, "the drain", func() bool {
+		fx.server.mu.Lock() // which is held until they do
+		defer fx.server.mu.Unlock()
+		return fx.server.draining.Load()
+	})
+}
+
 // greeted is a connection past the flags.
 func (fx *fixture) greeted() *rawConn {
 	fx.t.Helper()

@@ -277,7 +277,7 @@ func TestReadAheadReturns(t *testing.T) {
 				_ = c.Close()
 			case "drain":
 				go func() { shutdown <- fx.server.Shutdown(context.Background()) }()
-				waitFor(t, "the drain", fx.server.draining.Load)
+				fx.waitForDrain()
 			}
 			close(hold)
 			if how != "reset" {

@@ -278,7 +278,7 @@ func TestDrain(t *testing.T) {
 	waitFor(t, "2 reads", func() bool { return f.reads.Load() == 2 })
 	ended := make(chan error, 1)
 	go func() { ended <- fx.server.Shutdown(context.Background()) }()
-	waitFor(t, "the drain", fx.server.draining.Load)
+	fx.waitForDrain()
 	listing.option(optList, nil)
 	listing.reply(optList, nbdwire.RepErrShutdown)
 	listing.option(optGo, infoRequest("disk"))
@@ -316,7 +316,7 @@ func TestDrainOptions(t *testing.T) {
 	c.reply(optSR, repAck)
 	ended := make(chan error, 1)
 	go func() { ended <- fx.server.Shutdown(context.Background()) }()
-	waitFor(t, "the drain", fx.server.draining.Load)
+	fx.waitForDrain()
 	var options []byte // in one piece: the time for them is short
 	ids := []uint32{optList, optInfo, optGo, nbdwire.OptStartTLS, optSR, optEH, optListMeta, optSetMeta, 99}
 	for _, id := range ids {
@@ -358,11 +358,7 @@ func TestDrainChunks(t *testing.T) {
 			waitFor(t, "the read", func() bool { return f.reads.Load() == 1 })
 			ended := make(chan error, 1)
 			go func() { ended <- fx.server.Shutdown(context.Background()) }()
-			waitFor(t, "the drain", func() bool {
-				fx.server.mu.Lock() // which is held until every connection knows
-				defer fx.server.mu.Unlock()
-				return fx.server.draining.Load()
-			})
+			fx.waitForDrain()
 			for cookie, command := range map[uint64]uint16{2: cmdRead, 3: cmdStatus, 4: cmdCache} {
 				ask(cookie, command, 4096)
 				c.wantError(cookie, nbdwire.ReplyError, nbdwire.ESHUTDOWN)

@@ -386,7 +386,7 @@ func TestTLSDrain(t *testing.T) {
 	waitFor(t, "the read to start", func() bool { return f.reads.Load() == 1 })
 	ended := make(chan error, 1)
 	go func() { ended <- fx.server.Shutdown(context.Background()) }()
-	waitFor(t, "the drain", fx.server.draining.Load)
+	fx.waitForDrain()
 	c.put(readRequest(2, 0, 4096))
 	c.wantAnswer(2, nbdwire.ESHUTDOWN, nil)
 	close(f.hold)
