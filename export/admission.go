@@ -221,6 +221,8 @@ func (n *negotiation) end(err error) {
 // transmit serves the requests of a client that has a place.
 func (s *Server) transmit(c *client, t *transmission, count *tally) {
 	begin := time.Now()
+	s.transmitting.Add(1)
+	defer s.transmitting.Add(-1)
 	_ = c.conn.SetDeadline(time.Time{})
 	s.enlist(c, t)
 	if c.stats != nil {

@@ -216,8 +216,8 @@ func TestNoDelay(t *testing.T) {
 	waitFor(t, "the connection", func() bool { fx.server.mu.Lock(); defer fx.server.mu.Unlock(); return len(fx.server.serving) == 1 })
 	fx.server.mu.Lock()
 	defer fx.server.mu.Unlock()
-	for tr := range fx.server.serving {
-		control(tr.conn, func(fd int) {
+	for _, client := range fx.server.serving {
+		control(client.conn, func(fd int) {
 			if on, err := unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY); err != nil || on == 0 {
 				t.Errorf("TCP_NODELAY: got %d, %v", on, err)
 			}

@@ -373,7 +373,7 @@ const lingerTime = 500 * time.Millisecond
 // closeGently closes a connection whose last bytes the client is to get. Closing a socket
 // that holds unread bytes resets it, and the client loses what is still on its way to it: so
 // first say that nothing follows, and take what the client sends until it closes too.
-func closeGently(conn net.Conn) {
+func closeGently(conn inbound) {
 	if half, ok := conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
 		if conn.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
 			_, _ = io.CopyN(io.Discard, conn, maxDiscard)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,13 +22,15 @@ type Server struct {
 	terms  atomic.Pointer[terms]
 	full   *limitedLog // of what admission refuses
 	budget *budget
+	cores  int // immutable; that goroutines run on
 
 	aheadBytes atomic.Int64 // that connections have read ahead
 	pieces     sync.Pool    // of *piece
 
-	draining atomic.Bool   // set once by Shutdown
-	stopped  chan struct{} // closed with it
-	conns    sync.WaitGroup
+	transmitting atomic.Int32  // clients in transmission
+	draining     atomic.Bool   // set once by Shutdown
+	stopped      chan struct{} // closed with it
+	conns        sync.WaitGroup
 
 	mu          sync.Mutex
 	listeners   map[net.Listener]*acceptor // guarded by mu
@@ -64,6 +67,7 @@ func NewServer(o Options) (*Server, error) {
 		stats:     o.Stats,
 		full:      newLimitedLog(log),
 		budget:    newBudget(limits.Memory, limits.Floor, limits.Stall),
+		cores:     runtime.GOMAXPROCS(0),
 		stopped:   make(chan struct{}),
 		listeners: make(map[net.Listener]*acceptor),
 		addresses: make(map[netip.Prefix]int),

@@ -21,6 +21,10 @@ import (
 const (
 	// readBuffer holds the requests that one read of the socket brings.
 	readBuffer = 64 << 10
+	// hushAt lone requests in a row that waited for a disk, each for hushWait, hush the line; each that did not undoes
+	// hushQuick of them, and the line is heard again when nothing is left.
+	hushAt, hushQuick = 64, 8
+	hushWait          = 20 * time.Microsecond
 	// maxDiscard is the longest payload of a WRITE that is taken only to be refused. proto.md
 	// demands 2^25; nbdkit's clients have been seen to send more.
 	maxDiscard = 64 << 20
@@ -35,7 +39,8 @@ var (
 // transmission is one connection after its handshake. Its reader goroutine is whoever calls
 // run; that one owns buf, spare and batch.
 type transmission struct {
-	conn    net.Conn        // immutable
+	conn    inbound         // immutable
+	line    *line           // immutable; what conn is, if that is a socket without TLS
 	export  *served         // immutable
 	agreed  agreed          // immutable
 	server  *Server         // immutable
@@ -63,6 +68,7 @@ type transmission struct {
 	tellAside describer  // of those that must; for their goroutine
 	number    uint64     // of the batch; never 0
 	working   bool       // a batch has begun and is not flushed
+	patience  int        // how much the last requests spoke for hushing the line, up to hushAt
 	arrived   time.Time
 }
 
@@ -87,7 +93,12 @@ func newTransmission(s *Server, conn net.Conn, e *served, a agreed, client strin
 	t.aside = errands[*request]{do: t.describeAside, most: maxRequests, lost: t.lost, fail: t.recoverPanic}
 	t.warmups = errands[Span]{do: t.warm, most: maxWarmQueue, lost: t.lost, fail: t.recoverPanic}
 	t.ahead = &readAhead{t: t}
-	t.sender = newSender(newTransport(conn), t.failed)
+	if t.line = newLine(conn); t.line != nil {
+		t.conn = t.line
+		t.sender = newSender(t.line, t.failed)
+	} else {
+		t.sender = newSender(newTransport(conn), t.failed)
+	}
 	slots := make([]request, maxRequests)
 	for i := range slots {
 		slots[i].owner = t
@@ -165,6 +176,7 @@ func (t *transmission) serve() error {
 		if t.drained() {
 			return nil
 		}
+		t.attune()
 		switch err := t.fill(); {
 		case err == nil:
 		case errors.Is(err, io.EOF):
@@ -351,12 +363,50 @@ func (t *transmission) submit() {
 	s.started += len(t.batch)
 	waiting := s.atFile
 	s.mu.Unlock()
+	lone := waiting == 1 && len(t.batch) == 1
 	t.batch = append(t.batch, t.ahead.plan(waiting)...)
-	if len(t.batch) > 0 {
+	switch {
+	case lone && len(t.batch) == 1:
+		t.submitLone()
+	case len(t.batch) > 0:
+		t.patience = 0
 		t.export.File.Submit(t.batch)
 	}
 	clear(t.batch)
 	t.batch = t.batch[:0]
+}
+
+// submitLone hands in the only read that the client waits for, and judges what that says of hushing the line.
+func (t *transmission) submitLone() {
+	q, begin := t.batch[0].Done.(*request), time.Now()
+	limit := hushWait + time.Duration(q.read.Length)/4 // bytes that were at hand are copied and checked in less
+	t.export.File.Submit(t.batch)
+	switch {
+	case q.atFile.Load():
+		t.patience = 0
+	case time.Since(begin) >= limit:
+		t.patience = min(t.patience+1, hushAt)
+	default:
+		t.patience = max(t.patience-hushQuick, 0)
+	}
+}
+
+// attune hushes the line of a client that is alone and waits for a disk with each of its requests, and ends that when it does so
+// no more. A thread waits for a hushed one, and keeps one of Go's processors for a while: so there is never more than one.
+func (t *transmission) attune() {
+	l := t.line
+	if l == nil {
+		return
+	}
+	hushed := l.hushed()
+	fit := hushed && t.patience > 0 || t.patience == hushAt && t.server.cores > 1
+	switch hush := fit && t.server.transmitting.Load() == 1; {
+	case hush == hushed:
+	case !hush:
+		_ = l.hear() // if there is no descriptor for that: it is served hushed as well
+	case !t.owes() && !l.hush():
+		t.patience = 0
+	}
 }
 
 // inFlight is how many requests the client waits for, but for those that are answered at once.
@@ -530,6 +580,9 @@ func (t *transmission) drained() bool {
 // finish waits until every reply has left or was dropped, then closes. A client that takes
 // nothing for the server's stall time is left.
 func (t *transmission) finish() {
+	if t.line != nil && t.line.hushed() {
+		_ = t.line.hear() // for closeGently
+	}
 	tick := time.NewTicker(max(t.server.limits.Stall/8, time.Millisecond))
 	defer tick.Stop()
 	for !t.reclaim(maxRequests) {

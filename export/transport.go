@@ -3,7 +3,6 @@ package export
 import (
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 	"unsafe"
 
@@ -21,17 +20,10 @@ type transport interface {
 	blockedFor(now time.Time) time.Duration
 }
 
-// newTransport writes through conn's descriptor where it has one.
+// newTransport is for connections that are no sockets by themselves: a line is its own transport.
 func newTransport(conn net.Conn) transport {
 	if tc, ok := conn.(*secureConn); ok {
 		return &secure{conn: tc}
-	}
-	if sc, ok := conn.(syscall.Conn); ok {
-		if raw, err := sc.SyscallConn(); err == nil {
-			t := &socket{raw: raw}
-			t.attempt = t.try // made once: a method value made per write would allocate
-			return t
-		}
 	}
 	return &plain{conn: conn}
 }
@@ -54,51 +46,6 @@ func (b *blocked) blockedFor(now time.Time) time.Duration {
 		return 0
 	}
 	return now.Sub(time.Unix(0, since))
-}
-
-// socket is a transport over a non-blocking descriptor in Go's netpoller.
-type socket struct {
-	blocked
-	raw     syscall.RawConn
-	attempt func(fd uintptr) bool // try
-
-	// the arguments and results of try
-	iov  []unix.Iovec
-	wait bool
-	n    int
-	err  error
-}
-
-func (s *socket) writev(iov []unix.Iovec, wait bool) (int, error) {
-	s.iov, s.wait, s.n, s.err = iov, wait, 0, nil
-	err := s.raw.Write(s.attempt)
-	s.iov = nil
-	if s.err != nil {
-		err = s.err
-	}
-	return s.n, err
-}
-
-// try makes one system call. It returns false to be called again once the socket takes bytes.
-func (s *socket) try(fd uintptr) bool {
-	for {
-		// The iovecs point into memory that s.iov and its owner keep alive.
-		n, _, e := unix.Syscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&s.iov[0])), uintptr(len(s.iov)))
-		switch e {
-		case 0:
-			s.n = int(n)
-			s.end()
-			return true
-		case unix.EINTR:
-			continue
-		case unix.EAGAIN:
-			s.begin()
-			return !s.wait
-		default:
-			s.err = e
-			return true
-		}
-	}
 }
 
 // plain is a transport over any net.Conn: pipes, and what wraps a socket. It cannot send
