@@ -264,6 +264,22 @@ func (r *rig) readAll(unit int, verified bool, ranges ...[2]int) []*result {
 	return qs
 }
 
+// again reads [off, off+n) by the request of an earlier read, and waits. What q holds is to be freed.
+func (r *rig) again(q *result, off, n int) {
+	q.buf, q.want, q.done = r.pool.Get(n), r.data[off:off+n], make(chan struct{})
+	q.Logical, q.Buf, q.Home, q.Unit, q.Verifier, q.Done = chunkBase+ondisk.Logical(off), q.buf.B, q.buf, testUnit, q, q
+	r.v.Submit([]*Request{&q.Request})
+	<-q.done
+}
+
+// free gives the buffers back.
+func (q *result) free() {
+	q.buf.Release()
+	if q.Moved != nil {
+		q.Moved.Release()
+	}
+}
+
 // mustHold checks that all but the lost units are right, and that lost ones are zero.
 func (q *result) mustHold(t testing.TB, lost ...int) {
 	t.Helper()

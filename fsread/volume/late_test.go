@@ -200,6 +200,32 @@ func TestQueueIsNotSlow(t *testing.T) {
 	}
 }
 
+// TestLookHoldsOnce has a request whose giving up takes longer than the watch waits between looks: looks do not gather.
+func TestLookHoldsOnce(t *testing.T) {
+	r := slowRig(t, shape{ondisk.RAID1, 2}, 1)
+	for _, d := range r.devs {
+		d.Hang(faultdev.All())
+	}
+	q := &result{buf: r.pool.Get(testUnit), want: r.data[:testUnit], done: make(chan struct{})}
+	q.Request = Request{Logical: chunkBase, Buf: q.buf.B, Home: q.buf, Unit: testUnit, Verifier: q, Done: q}
+	q.giving.Lock()
+	r.v.Submit([]*Request{&q.Request})
+	for r.v.watch.tick.Load() < 4*ticks {
+		time.Sleep(time.Millisecond)
+	}
+	if n := q.pending.Load(); n != 2 {
+		t.Errorf("%d holds on a request that reads once and is given up, want 2", n)
+	}
+	q.giving.Unlock()
+	for _, d := range r.devs {
+		d.Clear()
+		d.Release()
+	}
+	<-q.done
+	q.mustHold(t)
+	q.free()
+}
+
 // TestDoubt asks a device that keeps failing last, and again when the time has come: if it is well, as before.
 func TestDoubt(t *testing.T) {
 	for _, s := range []shape{{ondisk.RAID1, 2}, {ondisk.RAID5, 3}} {
@@ -246,18 +272,12 @@ func TestLateStorm(t *testing.T) {
 			for range 8 {
 				from, to := rng.Uint64(), rng.Uint64()
 				clients.Go(func() {
+					q := &result{}
 					for i := range 25 {
 						off := int((from+uint64(i)*to)%uint64(len(r.data)/testUnit)) * testUnit
-						n := min(40*testUnit, len(r.data)-off)
-						q := &result{buf: r.pool.Get(n), want: r.data[off : off+n], done: make(chan struct{})}
-						q.Request = Request{Logical: chunkBase + ondisk.Logical(off), Buf: q.buf.B, Home: q.buf, Unit: testUnit, Verifier: q, Done: q}
-						r.v.Submit([]*Request{&q.Request})
-						<-q.done
+						r.again(q, off, min(40*testUnit, len(r.data)-off))
 						q.mustHold(t)
-						q.buf.Release()
-						if q.Moved != nil {
-							q.Moved.Release()
-						}
+						q.free()
 					}
 				})
 			}
@@ -285,6 +305,41 @@ func TestLateStorm(t *testing.T) {
 				case <-time.After(2 * testSlow):
 				}
 			}
+		})
+	}
+}
+
+// TestGivenUpAtOnce gives reads up before they, or the rest of their batch, are with a device: a machine may stand still
+// for longer than a device may take. Batches share columns, whose end their requests wait for; and what a late read ends
+// in the middle of a round is used again at once.
+func TestGivenUpAtOnce(t *testing.T) {
+	for _, a := range []array{{shape{ondisk.RAID1, 2}, 0}, {shape{ondisk.RAID5, 3}, 0}, {shape{ondisk.RAID5, 4}, 1}, {shape{ondisk.RAID6, 6}, 2}} {
+		t.Run(a.String(), func(t *testing.T) {
+			rng := fsreadtest.Seed(t)
+			r := slowRig(t, a.shape, 12)
+			r.v.watch.limit = ticks * time.Microsecond
+			r.lose(rng.Perm(a.stripes)[:a.gone]...)
+			for _, d := range r.devs {
+				d.Delay(faultdev.All(), time.Duration(rng.IntN(1000))*time.Microsecond)
+			}
+			var clients sync.WaitGroup
+			for range 4 {
+				from := rng.Perm(len(r.data) / testUnit)
+				clients.Go(func() {
+					q := &result{}
+					for _, unit := range from {
+						r.again(q, unit*testUnit, testUnit)
+						q.mustHold(t)
+						q.free()
+					}
+				})
+			}
+			for range 30 {
+				for _, q := range r.readAll(testUnit, true, inOrder(rng, len(r.data), 60)...) {
+					q.mustHold(t)
+				}
+			}
+			clients.Wait()
 		})
 	}
 }

@@ -130,7 +130,9 @@ func (v *Volume) Submit(reqs []*Request) {
 	b.planColumns(reqs)
 	for _, r := range reqs {
 		r.seal(b)
+		r.pending.Store(r.waitsFor())
 	}
+	v.watch.add(b.watch, reqs...) // who gives up a read releases those who tap it: each has its holds by now
 	b.submit(v)
 }
 
@@ -152,6 +154,9 @@ func (b *batch) submit(v *Volume) {
 	b.n, b.idle = 0, idle[:0]
 	v.batches.Put(b)
 }
+
+// hedged says whether a device that is slow need not be waited for.
+func (r *Request) hedged() bool { return r.hedge && r.home != nil }
 
 // vouched says whether a unit that passes its check is sure to be right.
 func (r *Request) vouched() bool { return r.Verifier != nil && !r.Weak }
@@ -284,10 +289,13 @@ func (r *Request) add(fr frag, alone bool) (started bool) {
 	return true
 }
 
-// seal points the planned runs at their buffers and puts them into the batch. From here on pending holds one for
-// each run and each tap; whoever drops the last goes on with the request.
+// waitsFor is how many holds there are on a round that begins: one for each run and each tap. Whoever drops the last goes on
+// with the request.
+func (r *Request) waitsFor() int32 { return int32(len(r.runs) + r.taps) }
+
+// seal points the planned runs at their buffers and puts them into the batch.
 func (r *Request) seal(b *batch) {
-	if len(r.runs)+r.taps == 0 {
+	if r.waitsFor() == 0 {
 		b.idle = append(b.idle, r)
 		return
 	}
@@ -301,10 +309,6 @@ func (r *Request) seal(b *batch) {
 		b.reads[x.m.index] = append(b.reads[x.m.index], &x.read)
 	}
 	b.n += len(r.runs)
-	if r.hedge && r.home != nil && r.vol.watch.limit > 0 {
-		r.vol.watch.add(r, b.watch)
-	}
-	r.pending.Store(int32(len(r.runs) + r.taps)) // late reads of earlier rounds may end this one from now on
 }
 
 // scatter lists where the bytes of the run go: fragments that touch in Buf as one.

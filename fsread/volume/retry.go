@@ -146,9 +146,12 @@ func (r *Request) proceed() {
 		}
 		return
 	}
-	b := r.vol.batches.Get().(*batch)
+	v := r.vol
+	b := v.batches.Get().(*batch)
 	r.seal(b)
-	b.submit(r.vol)
+	v.watch.again(b.watch, r)
+	r.pending.Store(r.waitsFor()) // late reads of earlier rounds may end the request from now on
+	b.submit(v)
 }
 
 // plan lays out the next round: one more copy of every unit that is still bad.

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,33 +30,52 @@ type watchList struct {
 	_     [64]byte // another list's lock is not to be in the same cache line
 }
 
-// watched links a request into a list of its volume's watch. next, prev and since are guarded by its mu.
+// watched links a request into a list of its volume's watch. What follows list is guarded by the list's mu.
 type watched struct {
 	list       *watchList // nil: it is in none; the request's own
 	next, prev *Request
 	since      int64 // the tick when its round began
+	held       bool  // by a look, which keeps it in its list
 }
 
 // pick gives a list to add requests to.
 func (w *watch) pick() *watchList { return &w.lists[w.turn.Add(1)%watchLists] }
 
-// add watches r from now on, or anew for another round: in l, unless it is in a list.
-func (w *watch) add(r *Request, l *watchList) {
-	x := &r.watched
-	if x.list != nil {
-		l = x.list
+// add watches those of the requests that have another copy to ask, all from the same moment on. They are in no list, or in l.
+func (w *watch) add(l *watchList, reqs ...*Request) {
+	if w.limit == 0 || !slices.ContainsFunc(reqs, (*Request).hedged) {
+		return
 	}
 	l.mu.Lock()
-	x.since = w.tick.Load()
-	if x.list == nil {
-		x.list, x.prev, x.next = l, nil, l.first
-		if l.first != nil {
-			l.first.watched.prev = r
+	for _, r := range reqs {
+		if r.hedged() {
+			r.watched.since = w.tick.Load()
+			l.link(r)
 		}
-		l.first = r
 	}
 	l.mu.Unlock()
 	w.arm()
+}
+
+// again watches r anew for another round: in l, unless it is in a list.
+func (w *watch) again(l *watchList, r *Request) {
+	if r.watched.list != nil {
+		l = r.watched.list
+	}
+	w.add(l, r)
+}
+
+// link puts r into the list, unless it is there. mu is held.
+func (l *watchList) link(r *Request) {
+	x := &r.watched
+	if x.list != nil {
+		return
+	}
+	x.list, x.prev, x.next = l, nil, l.first
+	if l.first != nil {
+		l.first.watched.prev = r
+	}
+	l.first = r
 }
 
 // arm sets the timer, if none runs.
@@ -83,7 +103,7 @@ func (w *watch) remove(r *Request) {
 	*x = watched{}
 }
 
-// look runs when the timer fires: it gives up the reads that took too long. No timer runs while nobody is watched.
+// look runs when the timer fires: it has the reads given up that took too long. No timer runs while nobody is watched.
 // One look is over before the next timer is set.
 func (w *watch) look() {
 	now := time.Now()
@@ -98,12 +118,22 @@ func (w *watch) look() {
 	for i := range w.lists {
 		late = w.lists[i].overdue(late, tick)
 	}
+	for _, r := range late {
+		// By itself, since the end of a request may take its time: no other is to wait for it.
+		go w.giveUp(r, func(x *run) bool { return x.overdue(now, w.limit, stuck) })
+	}
 	w.armed.Store(false) // whoever adds a request from here on sets the timer, else rearm sees it
 	w.rearm()
-	for _, r := range late {
-		r.giveUp(true, func(x *run) bool { return x.overdue(now, w.limit, stuck) })
-		r.release()
-	}
+}
+
+// giveUp gives up those of r's reads that are chosen. A look holds r.
+func (w *watch) giveUp(r *Request, chosen func(*run) bool) {
+	r.giveUp(true, chosen)
+	l := r.watched.list
+	l.mu.Lock()
+	r.watched.held = false
+	l.mu.Unlock()
+	r.release()
 }
 
 // rearm sets the timer as long as anybody is watched.
@@ -120,12 +150,14 @@ func (w *watch) rearm() {
 	}
 }
 
-// overdue appends the requests whose round has been watched for long enough, each with a hold on it.
+// overdue appends the requests whose round has been watched for long enough, each with a hold on it, but those that an
+// earlier look still holds.
 func (l *watchList) overdue(out []*Request, tick int64) []*Request {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for r := l.first; r != nil; r = r.watched.next {
-		if tick-r.watched.since > ticks && r.hold() {
+		if x := &r.watched; tick-x.since > ticks && !x.held && r.hold() {
+			x.held = true
 			out = append(out, r)
 		}
 	}
