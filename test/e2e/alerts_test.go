@@ -3,17 +3,24 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/btrexport/btrexport/export"
+	"github.com/btrexport/btrexport/export/nbdclient"
+	"github.com/btrexport/btrexport/metrics"
 	"github.com/btrexport/btrexport/test/e2e/kernelfs"
 )
 
@@ -23,7 +30,7 @@ const rulesFile = "../../configs/prometheus/btrexport.rules.yml"
 var elsewhere = map[string]string{
 	"ChecksumFailures": "TestPrometheus ruins a copy",
 	"ReadsLost":        "TestPrometheus ruins all copies of a block",
-	"Panicked":         "nothing that a client or a disk does may make the program panic: promtool's unit test has it",
+	"Panicked":         "TestAlertOfAMistake makes one",
 }
 
 // quickRules are our rules with minutes made seconds, and the names of the alerts.
@@ -116,4 +123,75 @@ func TestAlerts(t *testing.T) {
 			t.Errorf("%s is excepted and no alert", name)
 		}
 	}
+}
+
+// broken is an export with a mistake in it: its reads panic.
+type broken struct{}
+
+func (broken) Size() uint64          { return 1 << 20 }
+func (broken) Submit([]*export.Read) { panic("a mistake") }
+func (broken) Extents(_ context.Context, off, end uint64, _ bool, list []export.Extent) (int, error) {
+	list[0] = export.Extent{Length: end - off}
+	return 1, nil
+}
+
+// listen gives a socket of loopback.
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// TestAlertOfAMistake has a real Prometheus watch a server in this process, one of whose files makes it panic, since nothing
+// that a client or a disk does may make the program do so: that connection ends, and the alert fires.
+func TestAlertOfAMistake(t *testing.T) {
+	need(t, "prometheus")
+	ctx := bounded(t)
+	registry := metrics.New(metrics.Build{Version: "e2e"})
+	registry.Reloaded(true)
+	server, err := export.NewServer(export.Options{Exports: []export.Export{{Name: "broken", File: broken{}}}, Stats: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	nbd, scraped := listen(t), listen(t)
+	page := metrics.NewServer(scraped, registry.Handler(), nil)
+	var served sync.WaitGroup
+	for _, serve := range []func() error{func() error { return server.Serve(ctx, nbd, registry.Listener("nbd")) }, page.Serve} {
+		served.Go(func() {
+			if err := serve(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		background := context.Background()
+		if err := errors.Join(server.Shutdown(background), page.Shutdown(background)); err != nil {
+			t.Error(err)
+		}
+		served.Wait()
+	})
+	rules, _ := quickRules(t)
+	p := startPrometheus(ctx, t, scraped.Addr().String(), rules)
+	eventually(ctx, t, "scrapes before the mistake", func() string {
+		v, err := p.values(ctx, "count_over_time(btrexport_panics_total[1m]) >= 2")
+		return fmt.Sprint(len(v), err)
+	}, "1 <nil>")
+	if got := p.alerts(ctx, ""); got != "" {
+		t.Errorf("before the mistake: %s", got)
+	}
+	for range 2 { // the second finds the server there
+		c, err := nbdclient.Dial(ctx, nbdclient.Target{Network: "tcp", Address: nbd.Addr().String(), Export: "broken"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.ReadAt(make([]byte, 4096), 0); err == nil {
+			t.Error("a read that panics: got an answer")
+		}
+		_ = c.Close() // the server has done so
+	}
+	eventually(ctx, t, "the alert of a mistake", func() string { return p.alerts(ctx, "") }, "Panicked firing")
+	eventually(ctx, t, "its end", func() string { return p.alerts(ctx, "") }, "")
 }
