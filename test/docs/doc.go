@@ -5,7 +5,7 @@
 //
 //	<!-- first: COMMAND -->    runs before it and isn't shown: what the reader already has, such as disks
 //	<!-- run: e2e -->          runs where there are root, loop devices and NBD clients (test/e2e)
-//	<!-- run: trial -->        runs where the package is installed and systemd has booted (packaging/trial)
+//	<!-- run: trial -->        runs where systemd has booted beside the source (packaging/trial)
 //	<!-- run: demo -->         runs in CI from a fresh clone; so does test
 //	<!-- not run: REASON -->   runs nowhere
 //
