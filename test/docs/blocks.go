@@ -18,6 +18,7 @@ const (
 	E2E     Place = "e2e"
 	CI      Place = "ci"
 	Trial   Place = "trial"
+	Guest   Place = "guest"
 	Nowhere Place = "nowhere"
 )
 
@@ -137,10 +138,12 @@ func (f *finder) mark(n int, word, rest string) {
 		f.block.Place = E2E
 	case rest == "trial":
 		f.block.Place = Trial
+	case rest == "guest":
+		f.block.Place = Guest
 	case rest == "demo" || rest == "test":
 		f.block.Place, f.block.Reason = CI, rest
 	default:
-		f.bad(n, "unknown mark %q: e2e, trial, demo or test", "run: "+rest)
+		f.bad(n, "unknown mark %q: e2e, trial, guest, demo or test", "run: "+rest)
 	}
 }
 

@@ -6,6 +6,7 @@
 //	<!-- first: COMMAND -->    runs before it and isn't shown: what the reader already has, such as disks
 //	<!-- run: e2e -->          runs where there are root, loop devices and NBD clients (test/e2e)
 //	<!-- run: trial -->        runs where systemd has booted beside the source (packaging/trial)
+//	<!-- run: guest -->        runs in a virtual machine whose kernel has the nbd module (test/e2e/guest)
 //	<!-- run: demo -->         runs in CI from a fresh clone; so does test
 //	<!-- not run: REASON -->   runs nowhere
 //

@@ -2,12 +2,20 @@
 
 package guest
 
-import "testing"
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/btrexport/btrexport/test/docs"
+)
 
 // TestService: in a guest, systemd runs the units as they are shipped. With no more than btrexport-attach@nbd0.service
 // leaves it attach gets the device, READY comes when that can be used, a server that is started again and a crash of attach
 // go unnoticed, a stop detaches. btrexport.service reads disks by its group, and the kernel lets nobody write to them who
-// runs where it does. testdata/service.sh and testdata/trial.sh are the guest's side.
+// runs where it does. The block of docs/service.md runs there, too. testdata/service.sh and testdata/trial.sh are the guest's side.
 func TestService(t *testing.T) {
 	const systemd = "/lib/systemd/systemd"
 	need(t, "systemctl", systemd)
@@ -18,6 +26,7 @@ func TestService(t *testing.T) {
 	r := newTree(t, "service.sh")
 	r.add(t, "bin/btrexport", program(t))
 	r.add(t, "trial", "testdata/trial.sh")
+	r.files["block"] = []byte(guestBlock(t, "docs/service.md"))
 	for _, unit := range []string{"btrexport-attach@.service", "btrexport.service"} {
 		r.add(t, unit, "../../../configs/systemd/"+unit)
 	}
@@ -33,6 +42,29 @@ func TestService(t *testing.T) {
 		"caps": "0000000000200000", "seccomp": "2", "privileges": "1", // CAP_SYS_ADMIN; a filter
 		"restart": sum, "crashed": "1 " + sectors, "crashed-sum": sum,
 		"detached": "success 0", "stop": "0 success 0", "wrong": "1 2 0",
-		"outside": "written", "server": "0 active", "opened": "vda read vdc read", "server-sum": sum, "reload": "0 active", "server-stop": "0 success", "end": "",
+		"outside": "written", "server": "0 active", "opened": "vda read vdc read", "server-sum": sum, "reload": "0 active",
+		"page": "0 " + sectors, "page-sum": sum, "page-stop": "0 success 0", "server-stop": "0 success", "end": "",
 	})
+}
+
+// guestBlock is the only block of a page that is to run in a guest, as one script.
+func guestBlock(t *testing.T, page string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("../../..", page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks, err := docs.Find(page, string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks = slices.DeleteFunc(blocks, func(b docs.Block) bool { return b.Place != docs.Guest })
+	if len(blocks) != 1 {
+		t.Fatalf("%s: %d blocks run in a guest, want one", page, len(blocks))
+	}
+	var script strings.Builder
+	for _, c := range blocks[0].Commands() {
+		script.WriteString(c.Text + "\n")
+	}
+	return script.String()
 }

@@ -60,6 +60,13 @@ say opened "$(cat /run/opened)"
 say server-sum "$(btrexport probe --json 'nbd+unix:///vm1?socket=/run/btrexport/nbd.sock' | sed 's/.*"sha256":"\([0-9a-f]*\)".*/\1/')"
 systemctl reload btrexport.service
 say reload "$? $(show ActiveState btrexport.service)"
+
+# As the page says, from this server.
+sh /block >&2
+say page "$? $(size)"
+say page-sum "$(sum)"
+systemctl stop $unit
+say page-stop "$? $(show Result) $(size)"
 systemctl stop btrexport.service
 say server-stop "$? $(show Result btrexport.service)"
 echo "@end"
