@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/btrexport/btrexport/test/e2e/faultfs"
 	"github.com/btrexport/btrexport/test/e2e/kernelfs"
 )
@@ -360,4 +362,62 @@ func TestWatchdogWhileDisksHang(t *testing.T) {
 		t.Errorf("exit status: got %d, want 0\n%s", status, s.logged())
 	}
 	reads.Wait()
+}
+
+// TestSlowStorm has every disk of an array crawl or hang now and then, for longer than the server waits for another copy, and
+// as many as the profile can do without fail besides, while clients read: each answer is right, and none is lost.
+func TestSlowStorm(t *testing.T) {
+	needFaults(t, "gcc")
+	ctx, rng := bounded(t), chance(t)
+	for _, p := range []struct {
+		profile string
+		devices int
+		spare   int
+	}{{"raid1", 2, 1}, {"raid1c3", 3, 2}, {"raid10", 4, 1}, {"raid5", 3, 1}, {"raid6", 5, 2}} {
+		t.Run(fmt.Sprintf("%s-%d", p.profile, p.devices), func(t *testing.T) {
+			d := makeFaulty(ctx, t, rng, kernelfs.Options{Devices: p.devices, Data: p.profile, Metadata: p.profile})
+			s := d.serveSlow(t, rng, d.paths(t, false), "10ms")
+			reading, stop := context.WithCancel(ctx)
+			defer stop()
+			var clients errgroup.Group
+			for _, f := range d.files {
+				for range 2 {
+					c, seed := s.dial(ctx, t, f.name), rng.Uint64()
+					clients.Go(func() error {
+						for ; reading.Err() == nil; seed++ {
+							if err := readRandom(c, f.want, seed, 8, 4, 128<<10); err != nil {
+								return fmt.Errorf("%s: %w", f.name, err)
+							}
+						}
+						return nil
+					})
+				}
+			}
+			order := rng.Perm(p.devices)
+			for range 60 * rounds() {
+				for i, n := range order {
+					disk := d.disks[n]
+					switch rng.IntN(4) {
+					case 0:
+						disk.Delay(time.Duration(rng.IntN(80)) * time.Millisecond)
+					case 1:
+						disk.Hang()
+					case 2:
+						if i < p.spare {
+							disk.FailAll([]syscall.Errno{syscall.EIO, syscall.ENODATA}[rng.IntN(2)])
+						}
+					}
+				}
+				time.Sleep(time.Duration(20+rng.IntN(100)) * time.Millisecond)
+				d.heal()
+			}
+			stop()
+			if err := clients.Wait(); err != nil {
+				t.Error(err)
+			}
+			m := s.scrape(ctx, t)
+			t.Logf("retries for slow reads %v, repaired %v", m.sum("btrexport_read_retries_total", `reason="slow"`), m.sum("btrexport_reads_repaired_total"))
+			checkNoneLost(t, m)
+		})
+	}
 }
