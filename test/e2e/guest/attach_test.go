@@ -14,7 +14,7 @@ import (
 
 // TestAttach: in a guest with Debian's kernel, nbd-client and our own attach each put an export at /dev/nbd0,
 // with the right size and bytes, read-only; the ext4 on it mounts; a server that is killed means errors and
-// not a hang, and one that comes back is read on. testdata/attach.sh is the guest's side.
+// not a hang, and one that comes back is read on. The block of docs/vm.md runs, too. testdata/attach.sh is the guest's side.
 func TestAttach(t *testing.T) {
 	need(t, "nbd-client")
 	ctx := bounded(t)
@@ -26,6 +26,7 @@ func TestAttach(t *testing.T) {
 	r.addProgram(ctx, t, "nbd-client")
 	uri := "nbd://10.0.2.2:" + s.Port + "/"
 	r.files["uri"] = []byte(uri)
+	r.files["block"] = []byte(strings.ReplaceAll(guestBlocks(t, "docs/vm.md", 2)[0], "nbd://192.0.2.7/", uri))
 	got := boot(ctx, t, r.write(t), map[string]func(){"kill": s.kill, "start": s.start}, network()...)
 
 	const sectors = "32768" // of 512 bytes
@@ -40,6 +41,7 @@ func TestAttach(t *testing.T) {
 		"detach":     "0",
 		"not-detach": "/dev/nbd0: is not attached",
 		"dead":       "failed", "alive": sum, "restart": strings.Repeat(sum+" ", 3) + "0", "watcher": "0", "stopped": "0", "end": "",
+		"page": "0", "page-size": "0",
 		"unix": "/dev/nbd0: attached  16 MiB  read-only  nbd+unix:///vm1?socket=/nbd.sock", "hung": "failed",
 		"woken": "/dev/nbd0: already attached to nbd+unix:///vm1?socket=/nbd.sock", "unix-sum": sum,
 	})
@@ -56,7 +58,7 @@ func TestAttach(t *testing.T) {
 
 // TestAttachTLS: in a guest, attach puts an export at /dev/nbd0 that only clients under TLS with a certificate get. Its
 // relay stays behind in the background and goes with the device; a server that is killed means errors, and attached
-// again, or with --reconnect, reads go on. testdata/attachtls.sh is the guest's side.
+// again, or with --reconnect, reads go on. The block of docs/vm.md runs, too. testdata/attachtls.sh is the guest's side.
 func TestAttachTLS(t *testing.T) {
 	need(t)
 	ctx := bounded(t)
@@ -81,8 +83,11 @@ exports:
 	for _, name := range []string{"ca-cert.pem", "client-cert.pem", "client-key.pem"} {
 		r.add(t, "pki/"+name, pki+"/"+name)
 	}
-	r.files["uri"] = []byte("nbds://10.0.2.2:" + s.Port + "/")
-	uri := "nbds://10.0.2.2:" + s.Port + "/vm1?tls-certificates=/pki&tls-hostname=localhost"
+	host := "nbds://10.0.2.2:" + s.Port + "/"
+	const parameters = "?tls-certificates=/pki&tls-hostname=localhost"
+	uri := host + "vm1" + parameters
+	r.files["uri"] = []byte(host)
+	r.files["block"] = []byte(strings.NewReplacer("nbds://vmhost/", host, "?tls-certificates=/etc/btrexport/pki", parameters).Replace(guestBlocks(t, "docs/vm.md", 2)[1]))
 	got := boot(ctx, t, r.write(t), map[string]func(){"kill": s.kill, "start": s.start}, network()...)
 
 	const sectors = "32768" // of 512 bytes
@@ -92,7 +97,7 @@ exports:
 		"again": "/dev/nbd0: already attached to " + uri, "again-relays": "1", "again-sum": sum,
 		"detach": "/dev/nbd0: detached", "detach-relays": "0",
 		"refused-relays": "0", "dead": "failed", "dead-relays": "0", "renewed": "/dev/nbd0: already attached to " + uri, "renewed-sum": sum,
-		"alive": sum, "reconnect-relays": "0", "restart": strings.Repeat(sum+" ", 3) + "0", "watcher": "0", "end": "",
+		"alive": sum, "reconnect-relays": "0", "restart": strings.Repeat(sum+" ", 3) + "0", "watcher": "0", "page": "0", "page-sum": sum, "end": "",
 	})
 	if want := "btrexport: attach /dev/nbd1: "; !strings.HasPrefix(got["refused"], want) || !strings.Contains(got["refused"], "other") || !strings.HasSuffix(got["refused"], " 1") {
 		t.Errorf("an export of others: %q", got["refused"])

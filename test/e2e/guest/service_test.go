@@ -5,8 +5,6 @@ package guest
 import (
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
 
 	"github.com/btrexport/btrexport/test/docs"
@@ -26,7 +24,7 @@ func TestService(t *testing.T) {
 	r := newTree(t, "service.sh")
 	r.add(t, "bin/btrexport", program(t))
 	r.add(t, "trial", "testdata/trial.sh")
-	r.files["block"] = []byte(guestBlock(t, "docs/service.md"))
+	r.files["block"] = []byte(guestBlocks(t, "docs/service.md", 1)[0])
 	for _, unit := range []string{"btrexport-attach@.service", "btrexport.service"} {
 		r.add(t, unit, "../../../configs/systemd/"+unit)
 	}
@@ -47,8 +45,8 @@ func TestService(t *testing.T) {
 	})
 }
 
-// guestBlock is the only block of a page that is to run in a guest, as one script.
-func guestBlock(t *testing.T, page string) string {
+// guestBlocks are the blocks of a page that are to run in a guest, so many, each as a script.
+func guestBlocks(t *testing.T, page string, n int) (scripts []string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("../../..", page))
 	if err != nil {
@@ -58,13 +56,18 @@ func guestBlock(t *testing.T, page string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks = slices.DeleteFunc(blocks, func(b docs.Block) bool { return b.Place != docs.Guest })
-	if len(blocks) != 1 {
-		t.Fatalf("%s: %d blocks run in a guest, want one", page, len(blocks))
+	for _, b := range blocks {
+		if b.Place != docs.Guest {
+			continue
+		}
+		script := "set -e\n"
+		for _, c := range b.Commands() {
+			script += c.Text + "\n"
+		}
+		scripts = append(scripts, script)
 	}
-	var script strings.Builder
-	for _, c := range blocks[0].Commands() {
-		script.WriteString(c.Text + "\n")
+	if len(scripts) != n {
+		t.Fatalf("%s: %d blocks run in a guest, want %d", page, len(scripts), n)
 	}
-	return script.String()
+	return scripts
 }

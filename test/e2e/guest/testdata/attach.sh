@@ -107,3 +107,15 @@ kill -CONT $server
 say woken "$(local_attach)"
 say unix-sum "$(sum /dev/nbd0)"
 btrexport detach /dev/nbd0
+
+# As the page says, from loading the module on.
+modules=/lib/modules/$(uname -r)
+mkdir -p "$modules"
+for module in /modules/*; do # their names begin with a number
+	cp "$module" "$modules/${module#*-}"
+done
+depmod
+rmmod nbd
+sh /block >&2
+say page $?
+say page-size "$(size nbd0)"

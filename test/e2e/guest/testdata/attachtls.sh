@@ -87,3 +87,10 @@ say restart "$(tr '\n' ' ' </sum.restart)"
 btrexport detach /dev/nbd0
 wait $watcher
 say watcher $?
+
+# As the page says.
+cold
+sh /block >&2
+say page $?
+say page-sum "$(sum /dev/nbd0)"
+btrexport detach /dev/nbd0
