@@ -108,6 +108,9 @@ func (d *faulty) serveSlow(t *testing.T, rng *rand.Rand, devices []string, slowR
 	if slowRead != "" {
 		fmt.Fprintf(&b, "    slow_read: %s\n", slowRead)
 	}
+	if len(devices) < len(d.disks) {
+		b.WriteString("    degraded: true\n")
+	}
 	b.WriteString("    devices:\n")
 	for _, path := range devices {
 		fmt.Fprintf(&b, "      - %q\n", path)
@@ -365,18 +368,24 @@ func TestWatchdogWhileDisksHang(t *testing.T) {
 }
 
 // TestSlowStorm has every disk of an array crawl or hang now and then, for longer than the server waits for another copy, and
-// as many as the profile can do without fail besides, while clients read: each answer is right, and none is lost.
+// as many as the profile can do without are missing, or fail besides, while clients read: each answer is right, and none is lost.
 func TestSlowStorm(t *testing.T) {
 	needFaults(t, "gcc")
 	ctx, rng := bounded(t), chance(t)
 	for _, p := range []struct {
 		profile string
 		devices int
-		spare   int
-	}{{"raid1", 2, 1}, {"raid1c3", 3, 2}, {"raid10", 4, 1}, {"raid5", 3, 1}, {"raid6", 5, 2}} {
-		t.Run(fmt.Sprintf("%s-%d", p.profile, p.devices), func(t *testing.T) {
+		missing int
+		spare   int // besides
+	}{{"raid1", 2, 0, 1}, {"raid1c3", 3, 1, 1}, {"raid10", 4, 0, 1}, {"raid5", 3, 0, 1}, {"raid5", 4, 1, 0}, {"raid6", 5, 0, 2}, {"raid6", 5, 1, 1}, {"raid6", 5, 2, 0}} {
+		t.Run(fmt.Sprintf("%s-%d without %d", p.profile, p.devices, p.missing), func(t *testing.T) {
 			d := makeFaulty(ctx, t, rng, kernelfs.Options{Devices: p.devices, Data: p.profile, Metadata: p.profile})
-			s := d.serveSlow(t, rng, d.paths(t, false), "10ms")
+			order := rng.Perm(p.devices)[p.missing:]
+			var devices []string
+			for _, n := range order {
+				devices = append(devices, d.disks[n].Path())
+			}
+			s := d.serveSlow(t, rng, devices, "10ms")
 			reading, stop := context.WithCancel(ctx)
 			defer stop()
 			var clients errgroup.Group
@@ -393,8 +402,7 @@ func TestSlowStorm(t *testing.T) {
 					})
 				}
 			}
-			order := rng.Perm(p.devices)
-			for range 60 * rounds() {
+			for range 40 * rounds() {
 				for i, n := range order {
 					disk := d.disks[n]
 					switch rng.IntN(4) {
