@@ -150,7 +150,7 @@ func (p *panel) object(id int) object {
 		o["options"] = object{"tooltip": object{"mode": "multi", "sort": "desc"}, "legend": object{"displayMode": "list", "placement": "bottom", "showLegend": true, "calcs": []string{}}}
 	case "heatmap":
 		o["options"] = object{"calculate": false, "cellGap": 1, "yAxis": object{"unit": p.unit, "axisPlacement": "left"}, "legend": object{"show": true},
-			"color": object{"mode": "scheme", "scheme": "Oranges", "steps": 64, "exponent": 0.5}, "tooltip": object{"mode": "single", "yHistogram": true}}
+			"color": object{"mode": "scheme", "scheme": "Oranges", "fill": "dark-orange", "reverse": false, "steps": 64, "exponent": 0.5}, "tooltip": object{"mode": "single", "yHistogram": true}}
 	case "table":
 		delete(defaults, "min")
 		o["options"] = object{"showHeader": true, "cellHeight": "sm"}
