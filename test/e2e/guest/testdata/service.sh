@@ -2,12 +2,19 @@
 # Goes on with systemd, which runs /trial and then ends the guest.
 mkdir -p /etc/systemd/system /etc/btrexport/attach /run /tmp /var/tmp /root
 printf 'root:x:0:0::/root:/bin/sh\nbtrexport:x:800:800::/:/bin/false\n' >/etc/passwd
-printf 'root:x:0:\nbtrexport:x:800:\n' >/etc/group
+printf 'root:x:0:\ndisk:x:6:\nbtrexport:x:800:\n' >/etc/group
 echo 0123456789abcdef0123456789abcdef >/etc/machine-id
 mv /*.service /etc/systemd/system/
 mkdir -p /usr/bin
 ln -s /bin/btrexport /usr/bin/btrexport
-printf '#!/bin/sh\nexec "$@"\n' >/bin/sudo # whom the block of the page asks for
+cat >/bin/sudo <<'END'
+#!/bin/sh
+# What the blocks of the page ask for.
+[ "$1" = -u ] || exec "$@"
+user=$2
+shift 2
+exec su -s /bin/sh -- "$user" -c 'exec "$0" "$@"' "$@"
+END
 chmod +x /bin/sudo
 printf 'URI=%svm1\nOPTIONS=--connections 2 --timeout 2s --dead-conn-timeout 100s\n' "$(cat /uri)" >/etc/btrexport/attach/nbd0.conf
 printf 'URI=nbd://host:port/\nOPTIONS=\n' >/etc/btrexport/attach/nbd1.conf

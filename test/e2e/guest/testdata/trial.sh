@@ -62,11 +62,24 @@ systemctl reload btrexport.service
 say reload "$? $(show ActiveState btrexport.service)"
 
 # As the page says, from this server.
-sh /block >&2
+sh /attach >&2
 say page "$? $(size)"
 say page-sum "$(sum)"
 systemctl stop $unit
 say page-stop "$? $(show Result) $(size)"
 systemctl stop btrexport.service
 say server-stop "$? $(show Result btrexport.service)"
+
+# As the page says: a rule of udev lets the group read the disks of one filesystem, and nothing else.
+access() { stat -c '%U %G %a' "$1"; }
+mkdir -p /etc/udev/rules.d
+/lib/systemd/systemd-udevd --daemon
+udevadm trigger --settle --action=add --subsystem-match=block # as at boot
+sudo -u btrexport btrexport info -d /dev/vdd >&2
+say closed "$? $(access /dev/vdd)"
+sh /rule >&2
+say rule "$? $(access /dev/vdd)"
+say others "$(access /dev/vdb)"
+sudo -u btrexport dd if=/dev/zero of=/dev/vdd bs=4k count=1 conv=notrunc 2>/dev/null
+say rule-write $?
 echo "@end"
